@@ -1,0 +1,25 @@
+# `make demo` and `make test` set up what they need on a fresh machine: Python 3.11 or newer and make.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test clean
+
+demo: $(BIN)/lockstep
+	$(BIN)/lockstep demo
+
+test: $(BIN)/tox
+	$(BIN)/tox
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(BIN)/lockstep: $(BIN)/python pyproject.toml
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(BIN)/tox: $(BIN)/python
+	$(BIN)/pip install --quiet 'tox>=4.20'
+
+clean:
+	rm -rf $(VENV) .tox build *.egg-info

@@ -1,0 +1,30 @@
+"""Capture frontends: where frames come from and go to. One interface, one file each.
+
+Which one a port uses is a setting (`capture = "tap"`) or a flag (`--capture pcap`).
+"""
+
+from __future__ import annotations
+
+from lockstep.capture.base import Port, PortError
+from lockstep.config import Node
+
+
+def open_port(node: Node, service: str, name: str) -> Port:
+    """Open one port of a service as the node configures it; raises PortError."""
+    settings = node.port(service, name)
+    frontend = node.frontend(service, name)
+    label = f"{service}.{name}"
+    if frontend == "tap":
+        from lockstep.capture.tap import TapPort
+
+        if settings.device is None:
+            raise PortError(f"{label}.device is missing, and capture is `tap`; name the interface")
+        return TapPort(label, settings.device, settings.netns, settings.mtu)
+    if frontend == "pcap":
+        from lockstep.capture.pcap import PcapPort
+
+        return PcapPort(label, settings.read, settings.write)
+    if frontend == "memory":
+        way_out = "it joins cores inside one process (tests, `lockstep demo`); choose tap or pcap"
+        raise PortError(f"{label}: capture `memory` has no other end in a process of its own; {way_out}")
+    raise AssertionError(f"no such frontend: {frontend}")

@@ -1,0 +1,155 @@
+"""The `tap` frontend: a TAP device with virtio-net headers, so that super-frames pass whole.
+
+The device may lie in another network namespace (`netns`), for example as the `eth0` of a
+container. One that exists is attached to; one that doesn't is made, and lives as long as this
+process. Make it beforehand (`ip tuntap add … vnet_hdr`) and it keeps its addresses over a restart.
+Source: Linux `Documentation/networking/tuntap.rst`, `include/uapi/linux/if_tun.h`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+from array import array
+
+from lockstep.batch import MAX_BATCH, MAX_FRAME, Batch
+from lockstep.capture.base import Port, PortError, PortPermissionError
+from lockstep.capture.netns import entered
+from lockstep.wire.vnet import convert
+
+DEVICE = "/dev/net/tun"
+
+TUNSETIFF = 0x400454CA
+TUNSETOFFLOAD = 0x400454D0
+TUNSETVNETHDRSZ = 0x400454D8
+IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN = 0x01, 0x02, 0x04, 0x08
+
+SIOCGIFFLAGS, SIOCSIFFLAGS, SIOCSIFMTU = 0x8913, 0x8914, 0x8922
+IFF_UP = 0x1
+
+#: `struct virtio_net_hdr`. With Ethernet's 14 bytes it puts the IP header on a multiple of 4.
+VNET = 10
+#: Most frames in one batch: a bound on how long one port keeps the loop.
+MOST_FRAMES = 512
+_SLOT = MAX_FRAME + VNET
+
+
+class TapPort(Port):
+    """A TAP device, opened and brought up by the constructor; raises PortError."""
+
+    def __init__(self, name: str, device: str, netns: str | None = None, mtu: int | None = None) -> None:
+        super().__init__(name, VNET)
+        self._fd = -1
+        with entered(netns, name):
+            self._fd = _open(name, device, netns)
+            _bring_up(name, device, mtu)
+        self._buffer = bytearray(MAX_BATCH + _SLOT)
+        self._view = memoryview(self._buffer)
+
+    def fileno(self) -> int:
+        """The device's descriptor."""
+        return self._fd
+
+    def read(self) -> Batch | None:
+        """The frames waiting in the device's queue. The batch lies in a buffer that the next `read` fills again."""
+        view, fd = self._view, self._fd
+        lengths = array("I")
+        at = 0
+        while at < MAX_BATCH and len(lengths) < MOST_FRAMES:
+            try:
+                size = os.readv(fd, (view[at : at + _SLOT],))
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno in (errno.EIO, errno.EBADFD):  # the device is down, or was deleted
+                    break
+                raise
+            if size <= VNET:
+                continue
+            lengths.append(size)
+            at += size
+        if not lengths:
+            return None
+        return self.count_in(Batch(view[:at], lengths, VNET))
+
+    def write(self, batch: Batch) -> None:
+        """Give the frames to the kernel, in order."""
+        batch = convert(batch, VNET)
+        view, fd = memoryview(batch.data), self._fd
+        sent = 0
+        start = 0
+        for length in batch.lengths:
+            end = start + length
+            try:
+                os.write(fd, view[start:end])
+                sent += 1
+            except OSError as error:
+                # Full, down, or a virtio-net header the kernel refuses: this frame is lost, as on a wire.
+                if error.errno not in (
+                    errno.EAGAIN,
+                    errno.EIO,
+                    errno.EINVAL,
+                    errno.ENOBUFS,
+                    errno.ENOMEM,
+                    errno.EBADFD,
+                    errno.EFAULT,
+                ):
+                    raise
+            start = end
+        self.counters["frames_out"] += sent
+        self.counters["bytes_out"] += len(batch.data)
+        self.counters["dropped_out"] += len(batch.lengths) - sent
+
+    def close(self) -> None:
+        """Detach from the device; one that isn't persistent goes with it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _open(name: str, device: str, netns: str | None) -> int:
+    where = f"{device}{f' in {netns}' if netns else ''}"
+    try:
+        fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM):
+            way_out = "run as root, or give this user the device"
+            raise PortPermissionError(f"{name}: {DEVICE}: {error.strerror}; {way_out}") from error
+        raise PortError(f"{name}: {DEVICE}: {error.strerror}; load the `tun` module (modprobe tun)") from error
+    try:
+        fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", device.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
+        fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", VNET))
+        fcntl.ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN)
+    except OSError as error:
+        os.close(fd)
+        if error.errno == errno.EPERM:
+            way_out = "run as root or with CAP_NET_ADMIN in that namespace"
+            raise PortPermissionError(f"{name}.device = {where}: {error.strerror}; {way_out}") from error
+        ways_out = {
+            errno.EBUSY: "another process has it; stop that one, or name another device",
+            errno.EINVAL: "it exists and is no TAP with vnet_hdr; remake it with `ip tuntap add mode tap vnet_hdr`",
+        }
+        way_out = ways_out.get(error.errno or 0, "name another device")
+        raise PortError(f"{name}.device = {where}: {error.strerror}; {way_out}") from error
+    return fd
+
+
+def _bring_up(name: str, device: str, mtu: int | None) -> None:
+    """Set the MTU and IFF_UP, from within the device's namespace."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        request = struct.pack("16sH22x", device.encode(), 0)
+        try:
+            if mtu is not None:
+                fcntl.ioctl(control, SIOCSIFMTU, struct.pack("16si20x", device.encode(), mtu))
+            flags = struct.unpack_from("H", fcntl.ioctl(control, SIOCGIFFLAGS, request), 16)[0]
+            if not flags & IFF_UP:
+                fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sH22x", device.encode(), flags | IFF_UP))
+        except PermissionError as error:
+            way_out = "run with CAP_NET_ADMIN, or bring it up (and set its MTU) beforehand"
+            raise PortPermissionError(f"{name}.device = {device}: {error.strerror}; {way_out}") from error
+        except OSError as error:
+            raise PortError(f"{name}.device = {device}: {error.strerror}; check `mtu`") from error

@@ -1,0 +1,237 @@
+"""The command `lockstep`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lockstep import __version__, config, exits
+from lockstep.config import ConfigError, Frontend, Node, Service
+from lockstep.control import ControlError, ControlRefused, request
+from lockstep.link.zmq import Curve, LinkError
+
+#: What typer exits with when it doesn't understand its arguments.
+_TYPER_USAGE = 2
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="A COLO network proxy: two replicas of a guest run side by side, and the primary's output leaves only "
+    "once the secondary has said the same. When the primary dies the secondary goes on, mid-connection.",
+    epilog="Exit codes: 0 fine, 1 a divergence was found, 64 usage, 69 a peer, device or socket is missing, "
+    "77 not permitted, 78 bad configuration.",
+)
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("-c", "--config", envvar="LOCKSTEP_CONFIG", help="This node's configuration.", metavar="NODE.TOML"),
+]
+Capture = Annotated[Frontend | None, typer.Option(help="Frontend of every port, instead of the configuration's.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for a program to read.")]
+Timeout = Annotated[float, typer.Option(help="Seconds to wait for each service's answer.", min=0.1)]
+
+
+@app.callback(invoke_without_command=True)
+def lockstep(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Shared options."""
+    if version:
+        print(f"lockstep {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    service: Annotated[Service, typer.Argument(help="Which service.")],
+    config_file: ConfigFile = None,
+    capture: Capture = None,
+) -> None:
+    """Run one service in the foreground: the same as `python -m services.NAME`."""
+    from lockstep import service as process
+
+    raise typer.Exit(process.run((service,), config_file, capture))
+
+
+@app.command()
+def up(config_file: ConfigFile = None, capture: Capture = None) -> None:
+    """Run all services of this node in the foreground, each a process of its own.
+
+    When one of them ends the others are stopped too. To have them restarted, use supervisord
+    (deploy/supervisor) or compose (deploy/compose).
+    """
+    node = _load(config_file, capture)
+    if not node.services:
+        _fail(exits.CONFIG, 'this node has no services; add `services = ["mirror", "comparer"]` or the like')
+    extra = ["--capture", capture] if capture else []
+    arguments = ["-c", str(config_file), *extra] if config_file else extra
+    children = [subprocess.Popen([sys.executable, "-m", f"services.{name}", *arguments]) for name in node.services]
+
+    def stop(number: int, frame: object) -> None:
+        for child in children:
+            child.terminate()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    while all(child.poll() is None for child in children):
+        time.sleep(0.1)
+    stop(signal.SIGTERM, None)
+    codes = [child.wait() for child in children]
+    raise typer.Exit(max((code if code >= 0 else exits.SOFTWARE for code in codes), default=exits.OK))
+
+
+@app.command()
+def status(config_file: ConfigFile = None, as_json: AsJson = False, timeout: Timeout = 2.0) -> None:
+    """Show what each service of this node is doing."""
+    node = _load(config_file)
+    answers: dict[str, dict[str, Any]] = {}
+    missing = False
+    for service in node.services or config.all_services():
+        try:
+            answers[service] = _ask(node, service, "status", timeout)
+        except ControlError as error:
+            missing = True
+            answers[service] = {"error": str(error)}
+    if as_json:
+        print(json.dumps(answers))
+    else:
+        Console().print(_table(answers))
+    raise typer.Exit(exits.UNAVAILABLE if missing else exits.OK)
+
+
+@app.command()
+def failover(config_file: ConfigFile = None, as_json: AsJson = False, timeout: Timeout = 2.0) -> None:
+    """Let this node's replica go on alone.
+
+    On the secondary node the guest takes over the connections and speaks to the world. Be sure
+    that the primary is dead, or cut off: two nodes must never speak for one guest. On the primary
+    node (where its comparer runs) the primary's output leaves unchecked from now on.
+    """
+    node = _load(config_file)
+    service: Service = "redirector" if "redirector" in node.services or "comparer" not in node.services else "comparer"
+    answer = _asked(node, service, "failover", timeout)
+    print(json.dumps(answer) if as_json else f"the {answer['survivor']} goes on alone, epoch {answer['epoch']}")
+
+
+@app.command()
+def checkpoint(config_file: ConfigFile = None, as_json: AsJson = False, timeout: Timeout = 2.0) -> None:
+    """Ask for a checkpoint: a copy of the primary's state to the secondary."""
+    answer = _asked(_load(config_file), "comparer", "checkpoint", timeout)
+    print(json.dumps(answer) if as_json else "a checkpoint was asked for")
+
+
+@app.command()
+def reload(config_file: ConfigFile = None, timeout: Timeout = 2.0) -> None:
+    """Let the services of this node read their configuration again.
+
+    Limits and time-outs change at once; ports and links need a restart.
+    """
+    node = _load(config_file)
+    for service in node.services:
+        _asked(node, service, "reload", timeout)
+        print(f"{service}: reloaded")
+
+
+@app.command("check-config")
+def check_config(config_file: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Check a configuration, with the environment's LOCKSTEP_… variables laid over it."""
+    try:
+        node = config.load(config_file)
+    except ConfigError as error:
+        if as_json:
+            faults = [
+                {"setting": f.setting, "value": f.value, "why": f.why, "way_out": f.way_out} for f in error.faults
+            ]
+            print(json.dumps({"ok": False, "faults": faults}))
+        else:
+            print(error, file=sys.stderr)
+        raise typer.Exit(exits.CONFIG) from error
+    print(json.dumps({"ok": True, "config": node.model_dump(mode="json")}) if as_json else f"{config_file}: fine")
+
+
+@app.command()
+def keygen(path: Annotated[Path, typer.Argument(help="The file that takes the secret key (mode 0600).")]) -> None:
+    """Make this node's key, and print the public key that the other nodes list under `security.peers`."""
+    from lockstep.link import curve
+
+    try:
+        print(curve.generate(path))
+    except FileExistsError:
+        _fail(exits.USAGE, f"{path} exists; a key in use is not overwritten")
+    except OSError as error:
+        _fail(exits.NOPERM if isinstance(error, PermissionError) else exits.UNAVAILABLE, f"{path}: {error.strerror}")
+
+
+# --- shared by the commands
+
+
+def _load(path: Path | None, capture: str | None = None) -> Node:
+    try:
+        return config.load(path, capture=capture)
+    except ConfigError as error:
+        _fail(exits.CONFIG, str(error))
+
+
+def _curve(node: Node) -> Curve | None:
+    if node.security.secret_key is None:
+        return None
+    from lockstep.link import curve
+
+    own = curve.load(node.security.secret_key)
+    # The control socket is a service of this node, and so has this node's key.
+    return Curve(own.public, own.secret, own.public)
+
+
+def _ask(node: Node, service: Service, op: str, timeout: float) -> dict[str, Any]:
+    return request(node.control_endpoint(service), op, timeout, curve=_curve(node))
+
+
+def _asked(node: Node, service: Service, op: str, timeout: float) -> dict[str, Any]:
+    """Ask, and end this command if the answer is none or no."""
+    try:
+        return _ask(node, service, op, timeout)
+    except ControlRefused as error:
+        _fail(exits.USAGE, f"{service}: {error}")
+    except (ControlError, LinkError) as error:
+        _fail(exits.UNAVAILABLE, f"{service}: {error}")
+
+
+def _fail(code: int, why: str) -> NoReturn:
+    print(why, file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def _table(answers: dict[str, dict[str, Any]]) -> Table:
+    table = Table("service", "epoch", "up", "state", box=None, header_style="bold")
+    for service, answer in answers.items():
+        if "error" in answer:
+            table.add_row(service, "-", "-", f"[red]{answer['error']}[/red]")
+            continue
+        shown = {**answer["counters"], **{k: v for k, v in answer.items() if isinstance(v, bool | int)}}
+        hidden = ("pid", "epoch", "ok")
+        state = "  ".join(f"{name} {value:,}" for name, value in shown.items() if value and name not in hidden)
+        table.add_row(service, str(answer["epoch"]), f"{answer['uptime_s']:.0f} s", state)
+    return table
+
+
+def main() -> None:
+    """Entry point: typer's code for wrong usage becomes ours."""
+    try:
+        app()
+    except SystemExit as end:
+        sys.exit(exits.USAGE if end.code == _TYPER_USAGE else end.code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,485 @@
+"""A node's configuration: one TOML file, validated as a whole.
+
+`load` reads the file, lays `LOCKSTEP_…` environment variables over it and either returns a `Node`
+or raises `ConfigError` with every fault at once. The models below are the only place where a
+setting, its default and its meaning stand; `lockstep check-config --explain` prints them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+
+from lockstep.streams import STREAMS
+from lockstep.wiring import LOCAL, SERVICES
+
+Service = Literal["mirror", "redirector", "rewriter", "comparer"]
+Frontend = Literal["tap", "pcap", "memory"]
+OnDivergence = Literal["hold", "unprotect", "checkpoint"]
+
+ENV_PREFIX = "LOCKSTEP_"
+#: Variables of the project that are not settings of a node.
+ENV_RESERVED = frozenset({"LOCKSTEP_CONFIG", "LOCKSTEP_REQUIRE", "LOCKSTEP_CORPUS", "LOCKSTEP_COMPILE"})
+
+_MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}", re.IGNORECASE)
+_TCP = re.compile(r"tcp://(?P<host>\[[0-9a-fA-F:.%]+\]|[A-Za-z0-9._-]+|\*):(?P<port>[0-9]{1,5})")
+#: sockaddr_un.sun_path, without its closing zero.
+_LONGEST_IPC_PATH = 107
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong: which setting, the value it has, why, and what to do about it."""
+
+    setting: str
+    value: str
+    why: str
+    way_out: str
+
+    def __str__(self) -> str:
+        value = f" = {self.value}" if self.value else ""
+        return f"{self.setting}{value}: {self.why}. {self.way_out}"
+
+
+class ConfigError(Exception):
+    """The configuration can't be used; `faults` holds everything that is wrong with it."""
+
+    def __init__(self, source: str, faults: list[Fault]) -> None:
+        self.source = source
+        self.faults = faults
+        super().__init__("\n".join([f"{source}: {len(faults)} fault(s)", *(f"  {fault}" for fault in faults)]))
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def parse_endpoint(text: str) -> tuple[str, str]:
+    """`(transport, address)` of a ZeroMQ endpoint; raises ValueError with what is wrong."""
+    if text.startswith("ipc://"):
+        path = text.removeprefix("ipc://")
+        if not path.startswith("/"):
+            raise ValueError("an ipc endpoint needs an absolute path, as in ipc:///run/lockstep/primary")
+        if len(path.encode()) > _LONGEST_IPC_PATH:
+            raise ValueError(f"the path of an ipc endpoint may have {_LONGEST_IPC_PATH} bytes at most")
+        return "ipc", path
+    found = _TCP.fullmatch(text)
+    if not found or not 0 < int(found["port"]) < 65536:
+        raise ValueError("an endpoint is tcp://HOST:PORT or ipc:///ABSOLUTE/PATH")
+    return "tcp", text.removeprefix("tcp://")
+
+
+def is_loopback(endpoint: str) -> bool:
+    """Whether an endpoint can be reached from this machine alone."""
+    transport, address = parse_endpoint(endpoint)
+    if transport == "ipc":
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Link(_Model):
+    """One stream's way between two processes."""
+
+    endpoint: str = Field(description="tcp://HOST:PORT or ipc:///PATH; its consumer binds it, its producer connects")
+    hwm: Annotated[int, Field(ge=1, le=10_000)] = Field(32, description="messages (of up to 1 MiB) queued at each end")
+    key: str | None = Field(
+        None, description="public key of the node that binds it; default: the first of security.peers"
+    )
+
+    @field_validator("endpoint")
+    @classmethod
+    def _endpoint(cls, value: str) -> str:
+        parse_endpoint(value)
+        return value
+
+
+class Port(_Model):
+    """A capture frontend's two-way end. Each frontend uses the settings it knows."""
+
+    capture: Frontend | None = Field(None, description="frontend of this port alone; default: the node's `capture`")
+    device: str | None = Field(None, description="tap: name of the interface; made if it doesn't exist")
+    netns: str | None = Field(None, description="tap: network namespace of the interface: a name, a path or a pid")
+    mtu: Annotated[int, Field(ge=576, le=65535)] | None = Field(None, description="tap: set on the interface")
+    read: Path | None = Field(None, description="pcap: file whose frames come in (pcap or pcapng)")
+    write: Path | None = Field(None, description="pcap: file that takes the frames that go out (.pcap or .pcapng)")
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[^\s/:]{1,15}", value):
+            raise ValueError("the name of an interface has 1 to 15 characters, without space, slash or colon")
+        return value
+
+
+class Mirror(_Model):
+    """The mirror's ports."""
+
+    network: Port = Field(default_factory=Port, description="towards the clients")
+    guest: Port = Field(default_factory=Port, description="towards the primary guest")
+
+
+class Redirector(_Model):
+    """The redirector's port and its part in a failover."""
+
+    uplink: Port = Field(default_factory=Port, description="towards the clients, silent until failover")
+    announcements: Annotated[int, Field(ge=1, le=20)] = Field(5, description="how often the address is announced")
+
+
+class Rewriter(_Model):
+    """The rewriter's port and limits."""
+
+    guest: Port = Field(default_factory=Port, description="towards the secondary guest")
+    max_flows: Annotated[int, Field(ge=16, le=4_000_000)] = Field(
+        65_536, description="connections whose offsets are kept"
+    )
+    idle_timeout: Annotated[float, Field(ge=1)] = Field(
+        86_400.0, description="seconds until a silent connection is forgotten"
+    )
+
+
+class Comparer(_Model):
+    """How the comparer compares, and what follows a divergence."""
+
+    compare_timeout: Annotated[float, Field(ge=0.001, le=3600)] = Field(
+        3.0, description="seconds a primary frame may wait for the secondary's"
+    )
+    on_divergence: OnDivergence = Field(
+        "checkpoint", description="checkpoint: ask for one and hold; unprotect: release that flow unchecked; hold"
+    )
+    max_flows: Annotated[int, Field(ge=16, le=4_000_000)] = Field(65_536, description="flows followed at once")
+    max_half_open: Annotated[int, Field(ge=16, le=4_000_000)] = Field(
+        16_384, description="flows of which only a SYN was seen"
+    )
+    max_flow_bytes: Annotated[int, Field(ge=131_072)] = Field(16 << 20, description="bytes kept for one flow")
+    max_bytes: Annotated[int, Field(ge=1 << 20)] = Field(512 << 20, description="bytes kept for all flows together")
+    idle_timeout: Annotated[float, Field(ge=1)] = Field(
+        86_400.0, description="seconds until a silent flow is forgotten"
+    )
+
+
+class Security(_Model):
+    """CURVE keys for links that leave this machine."""
+
+    insecure: bool = Field(False, description="allow links without encryption to leave the loopback")
+    secret_key: Path | None = Field(None, description="this node's key file, made by `lockstep keygen`")
+    peers: tuple[str, ...] = Field((), description="public keys of the other nodes; nobody else is let in")
+
+    @field_validator("peers")
+    @classmethod
+    def _peers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for key in value:
+            if len(key) != 40:
+                raise ValueError("a public key has 40 characters (Z85), as `lockstep keygen` prints it")
+        return value
+
+
+class Log(_Model):
+    """What is logged, and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
+    format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, else JSON")
+
+
+class Guest(_Model):
+    """The protected guest. What is not given is learned from its frames."""
+
+    name: str | None = Field(None, description="stamped on every message; messages for another guest are refused")
+    mac: str | None = Field(None, description="announced at failover")
+    addresses: tuple[str, ...] = Field((), description="IPv4 and IPv6 addresses announced at failover")
+
+    @field_validator("mac")
+    @classmethod
+    def _mac(cls, value: str | None) -> str | None:
+        if value is not None and not _MAC.fullmatch(value):
+            raise ValueError("a MAC address is written 52:54:00:12:34:56")
+        return value
+
+    @field_validator("addresses")
+    @classmethod
+    def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for address in value:
+            ipaddress.ip_address(address)
+        return value
+
+    @model_validator(mode="after")
+    def _both(self) -> Guest:
+        if self.addresses and not self.mac:
+            raise ValueError("addresses can't be announced without the guest's `mac`")
+        return self
+
+
+class Node(_Model):
+    """One node: which services it runs, where their ports and links are."""
+
+    node: str = Field("lockstep", description="name of this node, in its logs")
+    services: tuple[Service, ...] = Field((), description="what `lockstep up` runs here")
+    run_dir: Path = Field(Path("/run/lockstep"), description="control sockets and ipc links")
+    capture: Frontend = Field("tap", description="frontend of every port that doesn't name its own")
+    links: dict[str, Link] = Field(
+        default_factory=dict, description="stream → endpoint, or a table with `endpoint` and `hwm`"
+    )
+    guest: Guest = Field(default_factory=Guest)
+    mirror: Mirror = Field(default_factory=Mirror)
+    redirector: Redirector = Field(default_factory=Redirector)
+    rewriter: Rewriter = Field(default_factory=Rewriter)
+    comparer: Comparer = Field(default_factory=Comparer)
+    security: Security = Field(default_factory=Security)
+    log: Log = Field(default_factory=Log)
+    events: tuple[str, ...] = Field(
+        (), description="event endpoints of services on other nodes to listen to (the rewriter: the comparer's)"
+    )
+    control: dict[Service, str] = Field(
+        default_factory=dict, description="service → its control endpoint; default: ipc in `run_dir`"
+    )
+    publish: dict[Service, str] = Field(
+        default_factory=dict, description="service → its event endpoint; default: ipc in `run_dir`"
+    )
+
+    @field_validator("links", mode="before")
+    @classmethod
+    def _short_links(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: {"endpoint": link} if isinstance(link, str) else link for name, link in value.items()}
+        return value
+
+    @field_validator("links")
+    @classmethod
+    def _known_streams(cls, value: dict[str, Link]) -> dict[str, Link]:
+        for name in value:
+            if name not in STREAMS:
+                raise ValueError(f"there is no stream {name!r}; streams are {', '.join(STREAMS)}")
+        return value
+
+    @field_validator("control", "publish", "events")
+    @classmethod
+    def _endpoints(cls, value: Any) -> Any:
+        for endpoint in value.values() if isinstance(value, dict) else value:
+            parse_endpoint(endpoint)
+        return value
+
+    def link(self, stream: str) -> Link:
+        """The link of a stream; one that was not configured is ipc in `run_dir`."""
+        return self.links.get(stream) or Link.model_validate({"endpoint": f"ipc://{self.run_dir}/{stream}"})
+
+    def control_endpoint(self, service: Service) -> str:
+        """Where a service takes control requests."""
+        return self.control.get(service) or f"ipc://{self.run_dir}/{service}.control"
+
+    def events_endpoint(self, service: Service) -> str:
+        """Where a service publishes its events."""
+        return self.publish.get(service) or f"ipc://{self.run_dir}/{service}.events"
+
+    def port(self, service: str, name: str) -> Port:
+        """The settings of one port."""
+        port: Port = getattr(getattr(self, service), name)
+        return port
+
+    def frontend(self, service: str, name: str) -> Frontend:
+        """Which capture frontend a port uses."""
+        return self.port(service, name).capture or self.capture
+
+
+def load(
+    path: Path | None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    services: tuple[Service, ...] | None = None,
+    capture: str | None = None,
+) -> Node:
+    """Read and validate a node's configuration.
+
+    services: what will be run (default: the node's own list); what they need must be configured.
+    capture: a frontend that overrides every port's.
+    Raises ConfigError with all faults.
+    """
+    source = str(path) if path else "the environment"
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8")) if path else {}
+    except OSError as error:
+        way_out = "Name an existing TOML file with -c; deploy/ holds an example for each node."
+        raise ConfigError(source, [Fault("-c", str(path), error.strerror or "can't be read", way_out)]) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(source, [Fault("(file)", "", f"not TOML: {error}", "Correct that place.")]) from error
+    faults = list(_overlay(raw, os.environ if environ is None else environ))
+    if capture is not None:
+        raw["capture"] = capture
+        for service, wiring in SERVICES.items():
+            for name in wiring.ports:
+                table = raw.get(service)
+                if isinstance(table, dict) and isinstance(table.get(name), dict):
+                    table[name].pop("capture", None)
+    node = None
+    try:
+        node = Node.model_validate(raw)
+    except ValidationError as error:
+        faults += [_fault(dict(entry)) for entry in error.errors()]
+    if node is not None:
+        faults += _joint_faults(node, services if services is not None else node.services)
+    if faults or node is None:
+        raise ConfigError(source, faults)
+    return node
+
+
+def _overlay(raw: dict[str, Any], environ: Mapping[str, str]) -> Iterator[Fault]:
+    """Lay `LOCKSTEP_COMPARER__COMPARE_TIMEOUT=1` over `[comparer] compare_timeout`."""
+    for variable, text in sorted(environ.items()):
+        if not variable.startswith(ENV_PREFIX) or variable in ENV_RESERVED:
+            continue
+        *tables, name = variable.removeprefix(ENV_PREFIX).lower().split("__")
+        place = raw
+        for table in tables:
+            inner = place.setdefault(table, {})
+            if not isinstance(inner, dict):
+                yield Fault(variable, text, f"`{table}` is no table", "Name a setting of a table, as TABLE__SETTING.")
+                break
+            place = inner
+        else:
+            place[name] = _env_value(text)
+
+
+def _env_value(text: str) -> Any:
+    """Lists and tables are written as JSON; everything else is text that pydantic converts."""
+    if text[:1] in "[{":
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text
+
+
+#: What to do about each kind of fault that pydantic finds.
+_WAYS_OUT = {
+    "missing": "Add it.",
+    "bool_parsing": "Write true or false.",
+    "int_parsing": "Write a whole number.",
+    "int_type": "Write a whole number.",
+    "float_parsing": "Write a number.",
+    "float_type": "Write a number.",
+    "string_type": "Write it in quotes.",
+    "tuple_type": 'Write a list, as in ["a", "b"].',
+    "dict_type": "Write a table.",
+    "model_type": "Write a table.",
+}
+
+
+def _fault(entry: dict[str, Any]) -> Fault:
+    place = [str(part) for part in entry["loc"]]
+    setting = ".".join(place) or "(file)"
+    kind, context = entry["type"], entry.get("ctx", {})
+    value = entry.get("input")
+    shown = "" if isinstance(value, dict) else json.dumps(value, default=str)
+    if kind == "extra_forbidden":
+        known = _settings_at(place[:-1])
+        close = difflib.get_close_matches(place[-1], known, 1)
+        why = "there is no such setting"
+        way_out = f"Did you mean `{close[0]}`?" if close else f"Remove it; here are: {', '.join(known)}."
+        return Fault(setting, shown, why, way_out)
+    if kind == "literal_error":
+        return Fault(setting, shown, "not one of its values", f"Choose {context['expected']}.")
+    if kind in ("greater_than_equal", "less_than_equal"):
+        bound = context.get("ge", context.get("le"))
+        edge = "least" if "ge" in context else "most"
+        return Fault(setting, shown, f"out of range: {bound} is the {edge}", f"Choose {bound} at {edge}.")
+    why = str(entry["msg"]).removeprefix("Value error, ").rstrip(".")
+    field = _field_at(place)
+    meaning = f"It is: {field.description}." if field is not None and field.description else "Correct it."
+    return Fault(setting, shown, why, _WAYS_OUT.get(kind, meaning))
+
+
+def _model_at(place: list[str]) -> type[BaseModel] | None:
+    model: type[BaseModel] = Node
+    for part in place:
+        if model is Node and part == "links":
+            continue
+        if part in STREAMS and place[0] == "links":
+            model = Link
+            continue
+        field = model.model_fields.get(part)
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return None
+        model = annotation
+    return model
+
+
+def _settings_at(place: list[str]) -> list[str]:
+    model = _model_at(place)
+    return sorted(model.model_fields) if model else []
+
+
+def _field_at(place: list[str]) -> FieldInfo | None:
+    model = _model_at(place[:-1]) if place else None
+    return model.model_fields.get(place[-1]) if model else None
+
+
+def _joint_faults(node: Node, services: tuple[Service, ...]) -> list[Fault]:
+    """Faults that only show where several settings meet."""
+    faults = []
+    for service in services:
+        for name in SERVICES[service].ports:
+            faults += _port_faults(node, service, name)
+    for setting, endpoint in _endpoints(node, services):
+        transport, address = parse_endpoint(endpoint)
+        if (
+            transport == "tcp"
+            and not is_loopback(endpoint)
+            and not node.security.insecure
+            and not node.security.secret_key
+        ):
+            way_out = "Set security.secret_key and security.peers (`lockstep keygen`), or security.insecure = true."
+            faults.append(Fault(setting, endpoint, "leaves this machine without encryption", way_out))
+        if transport == "ipc" and len(address.encode()) > _LONGEST_IPC_PATH:
+            faults.append(Fault("run_dir", str(node.run_dir), "too long for a socket's path", "Choose a shorter one."))
+    if node.security.secret_key and not node.security.peers:
+        way_out = "Add the public keys of the other nodes."
+        faults.append(Fault("security.peers", "[]", "with a secret key and no peers nobody could connect", way_out))
+    if not node.run_dir.is_absolute():
+        faults.append(
+            Fault("run_dir", str(node.run_dir), "not an absolute path", "Write it from the root, as in /run/lockstep.")
+        )
+    return faults
+
+
+def _endpoints(node: Node, services: tuple[Service, ...]) -> Iterator[tuple[str, str]]:
+    for service in services:
+        wiring = SERVICES[service]
+        for stream in wiring.takes + wiring.gives:
+            if stream in node.links or stream in LOCAL:
+                yield f"links.{stream}", node.link(stream).endpoint
+        yield f"control.{service}", node.control_endpoint(service)
+        yield f"publish.{service}", node.events_endpoint(service)
+
+
+def _port_faults(node: Node, service: str, name: str) -> list[Fault]:
+    port, frontend = node.port(service, name), node.frontend(service, name)
+    setting = f"{service}.{name}"
+    if frontend == "tap" and not port.device:
+        return [Fault(f"{setting}.device", "", "missing, and capture is `tap`", 'Name the interface, as in "vnet0".')]
+    if frontend == "pcap" and not (port.read or port.write):
+        way_out = "Set `read`, `write` or both."
+        return [Fault(f"{setting}.read", "", "missing, and so is `write`, and capture is `pcap`", way_out)]
+    if frontend == "pcap" and port.read and not port.read.exists():
+        return [Fault(f"{setting}.read", str(port.read), "no such file", "Name an existing capture.")]
+    return []
+
+
+def all_services() -> tuple[Service, ...]:
+    """Every service, in the order in which a node starts them."""
+    return get_args(Service)

@@ -1,0 +1,92 @@
+"""Carries the demo out: chooses the theatre, plays the scenarios, prints and judges."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+from lockstep.demo import DemoOptions, scenarios
+from lockstep.demo.display import Display
+from lockstep.demo.namespaces import EX_UNAVAILABLE, Obstacle, prepare
+
+
+def conduct(options: DemoOptions) -> int:
+    """See `lockstep.demo.run_demo`."""
+    before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        return _conduct(options)
+    except KeyboardInterrupt:
+        print("interrupted; nothing is left behind", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except _Ended as ended:
+        return 128 + ended.number
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Ended(BaseException):
+    """A signal asked us to end; like KeyboardInterrupt it is nobody's to catch on the way."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise _Ended(number)
+
+
+def _conduct(options: DemoOptions) -> int:
+    from lockstep.demo.stage import StageError
+
+    started = time.monotonic()
+    with Display(sys.stderr if options.json else sys.stdout) as display:
+        try:
+            theatre = _theatre(options, display)
+            wanted = [name for name in scenarios.SCENARIOS if options.scenario in (name, "all")]
+            results = {name: scenarios.play(theatre, name, options, display) for name in wanted}
+        except Obstacle as obstacle:
+            print(f"lockstep demo: {obstacle}", file=sys.stderr)
+            return obstacle.exit_code
+        except StageError as error:
+            print(f"lockstep demo: {error}", file=sys.stderr)
+            return 1
+        ok = all(result["ok"] for result in results.values())
+        seconds = round(time.monotonic() - started, 3)
+        good = sum(result["ok"] for result in results.values())
+        display.note(f"{good} of {len(results)} verdicts good, in {seconds:.1f} s, {_WHERE[theatre.mode]}")
+    if options.json:
+        whole: dict[str, Any] = {"scenarios": results, "ok": ok, "seconds": seconds}
+        print(json.dumps(whole if options.scenario == "all" else results[wanted[0]], indent=2))
+    return 0 if ok else 1
+
+
+_WHERE = {"namespaces": "in network namespaces of this machine", "memory": "in memory, without a kernel between"}
+
+
+def _theatre(options: DemoOptions, display: Display) -> scenarios.Theatre:
+    """Namespaces where they are to be had or insisted on, else memory."""
+    if options.capture != "memory":
+        try:
+            prepare()
+            from lockstep.demo.live import Namespaces
+
+            return Namespaces(options.keep_logs)
+        except ModuleNotFoundError as missing:
+            way_out = 'pip install "lockstep[demo]"'
+            obstacle = Obstacle(f"the Python package {missing.name} is missing: {way_out}", EX_UNAVAILABLE)
+        except Obstacle as found:
+            obstacle = found
+        if options.capture == "tap":
+            raise obstacle
+        display.note(f"In memory, with guests in this process instead of real kernels: {obstacle}.")
+    else:
+        display.note("In memory, as asked: guests in this process instead of real kernels, time simulated.")
+    from lockstep.demo.memory import Memory
+
+    return Memory()

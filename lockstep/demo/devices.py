@@ -1,0 +1,108 @@
+"""Interfaces, addresses and bridges, through netlink (pyroute2). The demo's network in one picture:
+
+    client ──eth0══veth══cli── br0 ── ls-net ◀─ mirror ─▶ eth0 ── srv
+                                 │
+                                 └─── ls-up  ◀─ redirector … rewriter ─▶ eth0 ── srv2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import IPRoute  # type: ignore[import-untyped]
+
+from lockstep.demo import vlan
+from lockstep.demo.namespaces import Namespace, add_tap
+
+GUEST_MAC = "52:54:00:00:00:02"
+VLAN_ID = 77
+PORT = 80
+
+#: network → the client's and the guest's address, and the length of their prefix.
+ADDRESSES = {
+    "ipv4": ("10.77.0.1", "10.77.0.2", 24),
+    "ipv6": ("fd77::1", "fd77::2", 64),
+    "vlan": ("10.78.0.1", "10.78.0.2", 24),
+}
+
+_QUEUE = 5000
+_NODAD = 0x02  # IFA_F_NODAD, <linux/if_addr.h>
+_ADDR_GEN_NONE = 1  # IN6_ADDR_GEN_MODE_NONE, <linux/if_link.h>
+
+#: Chatter of IPv6 that would only make traces longer.
+_QUIET = {"accept_dad": 0, "accept_ra": 0, "autoconf": 0, "router_solicitations": 0}
+
+
+def build(network: Namespace, client: Namespace, guests: Iterable[Namespace]) -> None:
+    """Everything in the picture above, up and with its addresses; raises OSError."""
+    for namespace in (network, client, *guests):
+        with namespace.entered():
+            _quieten()
+    with network.entered(), IPRoute() as ip:
+        add_tap("ls-net")
+        add_tap("ls-up")
+        ip.link("add", ifname="cli", kind="veth", peer={"ifname": "eth0", "net_ns_fd": client.fd})
+        ip.link("add", ifname="br0", kind="bridge", br_stp_state=0, br_forward_delay=0, br_mcast_snooping=0)
+        bridge = _index(ip, "br0")
+        for name in ("cli", "ls-net", "ls-up"):
+            ip.link("set", index=_index(ip, name), master=bridge)
+        _up(ip, "lo", "cli", "ls-net", "ls-up", "br0")
+    with client.entered():
+        _inhabit(0)
+    for guest in guests:
+        with guest.entered():
+            add_tap("eth0")
+            with IPRoute() as ip:
+                ip.link("set", index=_index(ip, "eth0"), address=GUEST_MAC)
+            _inhabit(1)
+
+
+def has_ipv6() -> bool:
+    """Whether this kernel speaks IPv6."""
+    return Path("/proc/net/if_inet6").exists()
+
+
+def _inhabit(side: int) -> None:
+    """Give eth0 of the client (side 0) or of a guest (side 1) its addresses, and its VLAN."""
+    with IPRoute() as ip:
+        eth0 = _index(ip, "eth0")
+        _up(ip, "lo", "eth0")
+        for network, entry in ADDRESSES.items():
+            address, prefix = entry[side], entry[2]
+            if network == "vlan":
+                vlan.add(ip, eth0, VLAN_ID, address, prefix)
+            elif network == "ipv4":
+                ip.addr("add", index=eth0, address=address, prefixlen=prefix)
+            elif has_ipv6():
+                ip.addr("add", index=eth0, address=address, prefixlen=prefix, flags=_NODAD)
+
+
+def _up(ip: Any, *names: str) -> None:
+    for name in names:
+        index = _index(ip, name)
+        if name != "lo":
+            ip.link("set", index=index, txqlen=_QUEUE)
+            if has_ipv6():
+                # No link-local address: its duplicate detection and MLD reports are frames too.
+                modes: dict[str, Any] = {"attrs": [["AF_INET6", {"attrs": [["IFLA_INET6_ADDR_GEN_MODE", _ADDR_GEN_NONE]]}]]}
+                ip.link("set", index=index, IFLA_AF_SPEC=modes)
+        ip.link("set", index=index, state="up")
+
+
+def _index(ip: Any, name: str) -> int:
+    found: int = ip.link_lookup(ifname=name)[0]
+    return found
+
+
+def _quieten() -> None:
+    for place in ("all", "default"):
+        for setting, value in _QUIET.items():
+            file = Path(f"/proc/sys/net/ipv6/conf/{place}/{setting}")
+            # In a container /proc/sys can be read-only; then there is just a little more chatter.
+            if file.exists():
+                try:
+                    file.write_text(str(value))
+                except OSError:
+                    return

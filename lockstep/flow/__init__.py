@@ -1,0 +1,1 @@
+"""Flows: what makes frames belong together (VLAN stack, addresses, protocol, ports)."""

@@ -1,0 +1,231 @@
+"""The two ends of a link: a PUSH that connects and a PULL that binds.
+
+What libzmq does not tell, and what is done about it here:
+
+- A peer's death loses what was in flight without an error: every message is numbered (`sequence`).
+- A second bind on an ipc path steals it silently: each path is guarded by a lock file.
+- The kernel's buffers defeat the high-water mark on tcp: SNDBUF and RCVBUF are set.
+- ZMTP heartbeats and TCP_MAXRT cut a link that is only back-pressured: neither is set.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq
+
+from lockstep.batch import Batch
+from lockstep.config import parse_endpoint
+from lockstep.link.envelope import MAX_PART, REASONS, EnvelopeError, Message, decode, encode
+from lockstep.link.sequence import Sequence, StaleMessage
+from lockstep.streams import Cut, Gap
+
+#: Kernel buffer of a tcp link at each end; together with the high-water mark this bounds what a stalled peer absorbs.
+TCP_BUFFER = 1 << 20
+#: How long a closing producer goes on delivering what it has, in milliseconds.
+LINGER = 500
+
+
+class LinkError(Exception):
+    """An endpoint can't be bound or connected. Its text names the stream and the way out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """CURVE keys (Z85) of this node; `server` is the other end's public key where this end connects."""
+
+    public: bytes
+    secret: bytes
+    server: bytes | None = None
+
+
+class IpcLock:
+    """Keeps an ipc path for this process alone, as long as it is held."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._file = None
+        transport, path = parse_endpoint(endpoint)
+        if transport != "ipc":
+            return
+        try:
+            Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._file = open(f"{path}.lock", "w")  # noqa: SIM115 (held until close)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LinkError(
+                f"{endpoint} is already bound by another process; stop it, or choose another path"
+            ) from error
+        except OSError as error:
+            way_out = "set `run_dir` to a folder that this user may write"
+            raise LinkError(f"{endpoint}: {error.strerror} ({error.filename}); {way_out}") from error
+
+    def close(self) -> None:
+        """Let the path go."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def bind(socket: zmq.Socket[bytes], endpoint: str, what: str) -> IpcLock:
+    """Bind a socket whose ipc path nobody else has, readable and writable for this user alone."""
+    lock = IpcLock(endpoint)
+    mask = os.umask(0o177)
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        lock.close()
+        raise LinkError(
+            f"{what} can't bind {endpoint}: {error}; choose another endpoint, or stop who has it"
+        ) from error
+    finally:
+        os.umask(mask)
+    return lock
+
+
+def _socket(
+    context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: str, hwm: int, curve: Curve | None
+) -> zmq.Socket[bytes]:
+    socket = context.socket(kind)
+    socket.setsockopt(zmq.SNDHWM, hwm)
+    socket.setsockopt(zmq.RCVHWM, hwm)
+    socket.setsockopt(zmq.LINGER, LINGER)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_PART)
+    socket.setsockopt(zmq.RECONNECT_IVL, 20)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+    if parse_endpoint(endpoint)[0] == "tcp":
+        socket.setsockopt(zmq.SNDBUF, TCP_BUFFER)
+        socket.setsockopt(zmq.RCVBUF, TCP_BUFFER)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, 5_000)
+        socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
+        socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)
+        socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 6)
+        socket.setsockopt(zmq.IPV6, 1)
+        if curve is not None:
+            socket.curve_secretkey = curve.secret
+            socket.curve_publickey = curve.public
+            if curve.server is not None:
+                socket.curve_serverkey = curve.server
+            else:
+                socket.curve_server = True
+                socket.zap_domain = b"lockstep"
+    return socket
+
+
+class Sender:
+    """The producing end of a stream.
+
+    Sending never blocks: with the link full the message is dropped and counted. Its number is used
+    up, so the consumer sees a gap and knows that its flows are in doubt.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        stream: str,
+        endpoint: str,
+        boot: bytes,
+        *,
+        hwm: int = 32,
+        guest: str | None = None,
+        curve: Curve | None = None,
+    ) -> None:
+        self.stream = stream
+        self.counters = {"messages": 0, "frames": 0, "bytes": 0, "cuts": 0, "full": 0, "dropped_frames": 0}
+        self._boot = boot
+        self._guest = guest
+        self._number = 0
+        self.socket = _socket(context, zmq.PUSH, endpoint, hwm, curve)
+        try:
+            self.socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            raise LinkError(f"links.{stream} can't connect to {endpoint}: {error}") from error
+
+    def send(self, item: Batch | Cut, epoch: int) -> bool:
+        """Send a batch or a cut; False if the link is full and it was dropped."""
+        header, frames = encode(Message(self.stream, self._boot, epoch, self._number, item, self._guest))
+        self._number += 1
+        try:
+            # One copy: libzmq takes the bytes before this returns, so a reused buffer is safe.
+            self.socket.send_multipart((header, frames), zmq.DONTWAIT)
+        except zmq.Again:
+            self.counters["full"] += 1
+            if isinstance(item, Batch):
+                self.counters["dropped_frames"] += len(item.lengths)
+            return False
+        self.counters["messages"] += 1
+        if isinstance(item, Cut):
+            self.counters["cuts"] += 1
+        else:
+            self.counters["frames"] += len(item.lengths)
+            self.counters["bytes"] += len(item.data)
+        return True
+
+    def close(self) -> None:
+        """Close the socket; what is queued is still delivered within LINGER."""
+        self.socket.close()
+
+
+class Receiver:
+    """The consuming end of a stream: it binds, checks every message and reports gaps."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        stream: str,
+        endpoint: str,
+        *,
+        hwm: int = 32,
+        guest: str | None = None,
+        curve: Curve | None = None,
+    ) -> None:
+        self.stream = stream
+        self.counters = {"messages": 0, "frames": 0, "bytes": 0, "cuts": 0, "gaps": 0, "lost_messages": 0}
+        self.counters |= {f"rejected_{reason}": 0 for reason in (*REASONS, "stale")}
+        self.last_rejection = ""
+        self._guest = guest
+        self._sequence = Sequence()
+        self.socket = _socket(context, zmq.PULL, endpoint, hwm, curve)
+        self._lock = bind(self.socket, endpoint, f"links.{stream}")
+
+    def receive(self) -> list[Batch | Cut | Gap] | None:
+        """What the next message brings, a gap in front of it first; [] if it was rejected, None if none waits."""
+        try:
+            parts = self.socket.recv_multipart(zmq.DONTWAIT)
+        except zmq.Again:
+            return None
+        try:
+            message = decode(parts, self.stream, self._guest)
+            gap = self._sequence.follow(message.boot, message.number)
+        except EnvelopeError as error:
+            self.counters[f"rejected_{error.reason}"] += 1
+            self.last_rejection = str(error)
+            return []
+        except StaleMessage:
+            self.counters["rejected_stale"] += 1
+            self.last_rejection = "a message number came twice"
+            return []
+        self.counters["messages"] += 1
+        item = message.item
+        if isinstance(item, Cut):
+            self.counters["cuts"] += 1
+        else:
+            self.counters["frames"] += len(item.lengths)
+            self.counters["bytes"] += len(item.data)
+        if gap is None:
+            return [item]
+        self.counters["gaps"] += 1
+        self.counters["lost_messages"] += gap.lost or 0
+        return [gap, item]
+
+    def rejected(self) -> int:
+        """How many messages were dropped because they didn't fit."""
+        return sum(count for name, count in self.counters.items() if name.startswith("rejected_"))
+
+    def close(self) -> None:
+        """Close the socket and give its path back."""
+        self.socket.close()
+        self._lock.close()

@@ -1,0 +1,322 @@
+"""The one loop that runs any core: wait, drain what is there into batches, push, send.
+
+The shell owns everything a core must not: sockets, ports, the clock, signals and the log. Several
+cores can share one shell: a stream between two of them is then a function call.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import structlog
+import zmq
+
+from lockstep import config as configuration
+from lockstep.batch import MAX_BATCH, Batch
+from lockstep.capture import open_port
+from lockstep.capture.base import Port
+from lockstep.config import Node, Service
+from lockstep.control import ControlRefused, Listener, Server
+from lockstep.link import curve as keys
+from lockstep.link.zmq import Curve, Receiver, Sender
+from lockstep.log import RateLimit
+from lockstep.streams import EVENTS, CommandError, Core, Event, Item, Output
+from lockstep.wiring import SERVICES
+
+#: Messages taken from one link before the others get their turn.
+MOST_MESSAGES = 64
+#: Log lines a second about events and about refused messages.
+LOG_BURST = 20
+
+log = structlog.get_logger()
+
+Act = Callable[[float], None]
+
+
+class Shell:
+    """Runs the cores of `services` until it is told to stop.
+
+    ports: opened ports by `service.port`, for those that are not opened from the configuration.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        cores: Mapping[Service, Core],
+        *,
+        path: Path | None = None,
+        ports: Mapping[str, Port] | None = None,
+    ) -> None:
+        self._node = node
+        self._path = path
+        self._cores = dict(cores)
+        self._stack = ExitStack()
+        self._poller = zmq.Poller()
+        self._acts: dict[object, Act] = {}
+        self._boot = os.urandom(8)
+        self._started = time.monotonic()
+        self._events_allowed, self._rejections_allowed = RateLimit(LOG_BURST), RateLimit(1)
+        self.stopping = False
+        #: What is still to be pushed into a core of this shell: (service, stream, item).
+        self._inner: deque[tuple[Service, str, Item]] = deque()
+        self._consumers: dict[str, Service] = {
+            stream: service for service in cores for stream in SERVICES[service].takes
+        }
+        self._producers: dict[str, Service] = {
+            stream: service for service in cores for stream in SERVICES[service].gives
+        }
+        self._ports: dict[tuple[Service, str], Port] = {}
+        self._senders: dict[str, Sender] = {}
+        self._receivers: dict[str, Receiver] = {}
+        self._servers: dict[Service, Server] = {}
+        try:
+            self._open(ports or {})
+        except BaseException:
+            self._stack.close()
+            raise
+
+    # --- set-up
+
+    def _open(self, given: Mapping[str, Port]) -> None:
+        node = self._node
+        context = self._stack.enter_context(zmq.Context())
+        curve = self._curve(context)
+        for service in self._cores:
+            for name in SERVICES[service].ports:
+                port = given.get(f"{service}.{name}") or open_port(node, service, name)
+                self._stack.callback(port.close)
+                self._ports[service, name] = port
+                self._watch(port.fileno(), self._port_act(service, name, port))
+        for stream, service in self._consumers.items():
+            if stream not in self._producers:
+                link = node.link(stream)
+                receiver = Receiver(context, stream, link.endpoint, hwm=link.hwm, guest=node.guest.name, curve=curve)
+                self._stack.callback(receiver.close)
+                self._receivers[stream] = receiver
+                self._watch(receiver.socket, self._link_act(service, receiver))
+        for stream in self._producers:
+            if stream not in self._consumers:
+                link = node.link(stream)
+                there = self._towards(curve, link.key)
+                sender = Sender(
+                    context, stream, link.endpoint, self._boot, hwm=link.hwm, guest=node.guest.name, curve=there
+                )
+                self._stack.callback(sender.close)
+                self._senders[stream] = sender
+        for service in self._cores:
+            server = Server(context, node.control_endpoint(service), node.events_endpoint(service), curve)
+            self._stack.callback(server.close)
+            self._servers[service] = server
+            self._watch(server.socket, self._control_act(service, server))
+            heard = [node.events_endpoint(other) for other in SERVICES[service].hears]
+            if heard:
+                listener = Listener(context, [*heard, *node.events], self._towards(curve, None))
+                self._stack.callback(listener.close)
+                for socket in listener.sockets:
+                    self._watch(socket, self._event_act(service, listener, socket))
+
+    def _curve(self, context: zmq.Context[zmq.Socket[bytes]]) -> Curve | None:
+        if self._node.security.secret_key is None:
+            return None
+        allowed = keys.AllowList(context, self._node.security.peers)
+        self._stack.callback(allowed.close)
+        return keys.load(self._node.security.secret_key)
+
+    def _towards(self, curve: Curve | None, key: str | None) -> Curve | None:
+        """This node's keys, with the key of the node that a connection leads to."""
+        if curve is None:
+            return None
+        return Curve(curve.public, curve.secret, (key or self._node.security.peers[0]).encode())
+
+    def _watch(self, source: Any, act: Act) -> None:
+        self._poller.register(source, zmq.POLLIN)
+        self._acts[source] = act
+
+    # --- what happens when a source is readable
+
+    def _port_act(self, service: Service, name: str, port: Port) -> Act:
+        def act(now: float) -> None:
+            batch = port.read()
+            if batch is not None:
+                self._push(service, name, batch, now)
+            elif port.exhausted():
+                self._poller.unregister(port.fileno())
+
+        return act
+
+    def _link_act(self, service: Service, receiver: Receiver) -> Act:
+        def act(now: float) -> None:
+            taken = 0
+            rejected = receiver.rejected()
+            for _ in range(MOST_MESSAGES):
+                items = receiver.receive()
+                if items is None:
+                    break
+                for item in items:
+                    taken += len(item.data) if isinstance(item, Batch) else 0
+                    self._push(service, receiver.stream, item, now)
+                if taken > MAX_BATCH:
+                    break
+            if receiver.rejected() > rejected and self._rejections_allowed.allows(now):
+                more = self._rejections_allowed.take_suppressed()
+                log.warning(
+                    "message_rejected", stream=receiver.stream, why=receiver.last_rejection,
+                    total=receiver.rejected(), suppressed=more,
+                )  # fmt: skip
+
+        return act
+
+    def _control_act(self, service: Service, server: Server) -> Act:
+        def act(now: float) -> None:
+            while server.serve(lambda op, arguments: self._command(service, op, arguments, now)):
+                pass
+
+        return act
+
+    def _event_act(self, service: Service, listener: Listener, socket: zmq.Socket[bytes]) -> Act:
+        def act(now: float) -> None:
+            while (event := listener.receive(socket)) is not None:
+                self._push(service, EVENTS, event, now)
+
+        return act
+
+    # --- pushing, and carrying out what a core gives back
+
+    def _push(self, service: Service, stream: str, item: Item, now: float) -> None:
+        self._carry_out(service, self._cores[service].push(stream, item, now), now)
+        while self._inner:
+            inner, stream, item = self._inner.popleft()
+            self._carry_out(inner, self._cores[inner].push(stream, item, now), now)
+
+    def _carry_out(self, service: Service, outputs: Iterable[Output], now: float) -> None:
+        """The one place that interprets outputs."""
+        for output in outputs:
+            if isinstance(output, Event):
+                self._tell(service, output, now)
+                continue
+            where, item = output
+            if (service, where) in self._ports and isinstance(item, Batch):
+                self._ports[service, where].write(item)
+            elif where in self._senders:
+                if not self._senders[where].send(item, self._cores[service].epoch):
+                    self._carry_out(service, self._cores[service].undelivered(where, item, now), now)
+            elif where in self._consumers and where in self._producers:
+                if isinstance(item, Batch):
+                    item = Batch(item.data, item.lengths, item.vnet, self._cores[service].epoch)
+                self._inner.append((self._consumers[where], where, item))
+            else:
+                raise AssertionError(f"{service} gave {type(item).__name__} to {where!r}, which is not wired")
+
+    def _tell(self, service: Service, event: Event, now: float) -> None:
+        self._servers[service].publish(event)
+        for other in self._cores:
+            if service in SERVICES[other].hears:
+                self._inner.append((other, EVENTS, event))
+        if self._events_allowed.allows(now):
+            shown = {name: value.hex() if isinstance(value, bytes) else value for name, value in event.fields.items()}
+            suppressed = self._events_allowed.take_suppressed()
+            more = {"suppressed": suppressed} if suppressed else {}
+            log.info("event_published", service=service, name=event.name, **shown, **more)
+
+    # --- control
+
+    def _command(self, service: Service, op: str, arguments: Mapping[str, Any], now: float) -> dict[str, Any]:
+        core = self._cores[service]
+        if op == "status":
+            return self._status(service, now)
+        if op == "drain":
+            self.stopping = True
+            return {"stopping": True}
+        if op == "reload":
+            return self._reload(core, service)
+        try:
+            answer, outputs = core.command(op, arguments, now)
+        except CommandError as error:
+            raise ControlRefused(f"{error}; it has status, reload, drain and what its README names") from error
+        self._carry_out(service, outputs, now)
+        log.info("command_carried_out", service=service, op=op)
+        return answer
+
+    def _reload(self, core: Core, service: Service) -> dict[str, Any]:
+        if self._path is None:
+            raise ControlRefused("this process was not started from a file, so there is nothing to read again")
+        try:
+            node = configuration.load(self._path, services=(service,))
+        except configuration.ConfigError as error:
+            raise ControlRefused(str(error)) from error
+        core.reload(node)
+        return {"reloaded": str(self._path)}
+
+    def _status(self, service: Service, now: float) -> dict[str, Any]:
+        core, wiring = self._cores[service], SERVICES[service]
+        links = {s: self._receivers[s].counters for s in wiring.takes if s in self._receivers}
+        links |= {s: self._senders[s].counters for s in wiring.gives if s in self._senders}
+        return {
+            "service": service,
+            "node": self._node.node,
+            "pid": os.getpid(),
+            "epoch": core.epoch,
+            "uptime_s": round(now - self._started, 3),
+            "counters": core.counters,
+            "links": links,
+            "ports": {name: port.counters for (owner, name), port in self._ports.items() if owner == service},
+            "control": self._servers[service].counters,
+            **core.status(),
+        }
+
+    # --- the loop
+
+    def step(self, timeout: float | None = None) -> None:
+        """Wait for something to do, `timeout` seconds at most, and do it."""
+        now = time.monotonic()
+        deadlines = [d for core in self._cores.values() if (d := core.next_deadline()) is not None]
+        if deadlines:
+            wait = max(0.0, min(deadlines) - now)
+            timeout = wait if timeout is None else min(wait, timeout)
+        ready = self._poller.poll(None if timeout is None else math.ceil(timeout * 1000))
+        now = time.monotonic()
+        for source, _ in ready:
+            self._acts[source](now)
+        for service, core in self._cores.items():
+            deadline = core.next_deadline()
+            if deadline is not None and deadline <= now:
+                self._carry_out(service, core.tick(now), now)
+        while self._inner:
+            service, stream, item = self._inner.popleft()
+            self._push(service, stream, item, now)
+
+    def run(self) -> None:
+        """Loop until SIGTERM, SIGINT or `drain`; then close everything."""
+        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+        def stop(number: int, frame: object) -> None:
+            self.stopping = True
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self._watch(reader, lambda now: None)
+        try:
+            log.info("service_started", services=list(self._cores))
+            while not self.stopping:
+                self.step()
+            log.info("service_stopped", services=list(self._cores))
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._poller.unregister(reader)
+            os.close(reader)
+            os.close(writer)
+            self.close()
+
+    def close(self) -> None:
+        """Close ports, links and control sockets. Closing twice is allowed."""
+        self._stack.close()

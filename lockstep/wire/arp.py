@@ -1,0 +1,5 @@
+"""ARP over Ethernet for IPv4 (RFC 826): offsets from the start of its header."""
+
+SIZE = 28
+SENDER_MAC = 8
+SENDER_ADDRESS = 14

@@ -1,0 +1,13 @@
+"""IPv4 (RFC 791): offsets from the start of its header."""
+
+HEADER = 20
+TOTAL_LENGTH = 2
+IDENT = 4
+FRAGMENT = 6
+PROTOCOL = 9
+CHECKSUM = 10
+SOURCE = 12
+DESTINATION = 16
+
+MORE_FRAGMENTS = 0x2000
+OFFSET_MASK = 0x1FFF

@@ -1,0 +1,5 @@
+"""UDP (RFC 768): offsets from the start of its header."""
+
+HEADER = 8
+LENGTH = 4
+CHECKSUM = 6

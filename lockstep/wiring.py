@@ -1,0 +1,50 @@
+"""What is joined to what. This table is the picture of `docs/design.md`; the shell builds from it.
+
+PRIMARY NODE                                   SECONDARY NODE
+network ──▶ mirror ── ingress ──────────────▶ redirector ── to_guest ──▶ rewriter ──▶ guest'
+   ▲         │  ▲                              │  ▲                         │
+   │         ▼  │                              │  └────────── from_guest ────┘
+   │       guest│                              │
+   │            └── primary ──▶ comparer ◀── secondary
+   └──────────────────────────── released
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lockstep.streams import (
+    FROM_GUEST,
+    GUEST,
+    INGRESS,
+    NETWORK,
+    PRIMARY,
+    RELEASED,
+    SECONDARY,
+    TO_GUEST,
+    UPLINK,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """The ends of one service: its ports, the streams it takes and the streams it gives."""
+
+    ports: tuple[str, ...]
+    takes: tuple[str, ...]
+    #: In the order in which they are sent when several are due: released frames go first.
+    gives: tuple[str, ...]
+    #: Services of the same node whose events it listens to, besides the `events` of its configuration.
+    hears: tuple[Literal["redirector", "comparer"], ...] = ()
+
+
+SERVICES: dict[str, Wiring] = {
+    "mirror": Wiring(ports=(NETWORK, GUEST), takes=(RELEASED,), gives=(INGRESS, PRIMARY)),
+    "redirector": Wiring(ports=(UPLINK,), takes=(INGRESS, FROM_GUEST), gives=(TO_GUEST, SECONDARY)),
+    "rewriter": Wiring(ports=(GUEST,), takes=(TO_GUEST,), gives=(FROM_GUEST,), hears=("redirector", "comparer")),
+    "comparer": Wiring(ports=(), takes=(PRIMARY, SECONDARY), gives=(RELEASED,)),
+}
+
+#: Streams that stay on the secondary node, and so need no endpoint from the user.
+LOCAL = (TO_GUEST, FROM_GUEST)

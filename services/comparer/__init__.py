@@ -1,0 +1,1 @@
+"""The comparer; see core.py and README.md."""

@@ -1,0 +1,490 @@
+"""The comparer: the primary's frames leave once the secondary has said the same.
+
+    primary ──▶┐
+               ├──▶ released, and the events `divergence`, `checkpoint_requested`, `unprotected`
+    secondary ▶┘
+
+Frames of one flow leave in the primary's order: a flow's held frames are a queue, and only its
+head is ever judged. What a head waits for comes from the secondary alone, so nothing can wait in
+a circle. A head that waited `compare_timeout` is a divergence, as is a difference or a limit.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from lockstep.batch import Batch, BatchBuilder, Buffer
+from lockstep.config import Node
+from lockstep.flow.key import describe, flow_key
+from lockstep.flow.sweep import Sweep
+from lockstep.streams import PRIMARY, RELEASED, SECONDARY, CommandError, Cut, Event, Gap, Item, Output
+from lockstep.wire import frame, tcp
+from lockstep.wire.frame import Frame, dissect
+from services.comparer.datagram import DatagramFlow
+from services.comparer.flow import DIFFERS, DIVERGED, PROTECTED, RELEASE, UNPROTECTED, Finding, Flow, Held
+from services.comparer.tcp import TcpFlow
+
+#: Divergences that `status` shows.
+MOST_REMEMBERED = 32
+#: Seconds until a flow of datagrams, or one that has ended, is forgotten.
+SHORT_IDLE = 60.0
+#: Bytes of a coming epoch that wait for its commit.
+MOST_EARLY = 4 << 20
+
+
+class Core:
+    """See the module. No I/O; `now` is monotonic seconds."""
+
+    def __init__(self, config: Node) -> None:
+        self._config = config.comparer
+        self.epoch = 0
+        self.counters = dict.fromkeys(
+            (
+                "primary_frames", "secondary_frames", "released", "unchecked", "divergences", "checkpoint_requests",
+                "unprotected_flows", "commits", "gaps_primary", "gaps_secondary", "dropped_malformed",
+                "dropped_limit", "dropped_evicted", "dropped_full", "dropped_closed", "secondary_malformed",
+                "secondary_other_epoch", "refused_flows", "ignored_cuts",
+            ),
+            0,
+        )  # fmt: skip
+        self._flows: dict[bytes, Flow] = {}
+        #: Flows of which only SYNs were seen, oldest first.
+        self._half_open: dict[bytes, None] = {}
+        self._frame = Frame()
+        self._number = 0
+        self._held_frames = 0
+        self._kept = 0
+        #: (when its head is due, tie-breaker, flow); one entry a waiting flow, looked at again when due.
+        self._due: list[tuple[float, int, Flow]] = []
+        self._ties = 0
+        self._sweep = Sweep()
+        #: A prepared cut: (its epoch, number of the first frame behind it).
+        self._prepared: tuple[int, int] | None = None
+        self._epoch_known = False
+        self._early: deque[Batch] = deque()
+        self._early_bytes = 0
+        self._checkpoint_asked = False
+        #: The secondary is lost: everything leaves unchecked until a checkpoint makes a new one.
+        self._alone = False
+        self._recent: deque[dict[str, Any]] = deque(maxlen=MOST_REMEMBERED)
+        # Of the push at work: what leaves, what is to be told, and of the batch the frames not yet dealt with.
+        self._out = BatchBuilder()
+        self._events: list[Event] = []
+
+    # --- the core's interface
+
+    def push(self, stream: str, item: Item, now: float) -> list[Output]:
+        """Take a batch, cut or gap of `primary` or `secondary`."""
+        self._sweep.start(now)
+        if isinstance(item, Batch):
+            if stream == PRIMARY:
+                return self._primary(item, now)
+            if stream == SECONDARY:
+                self._secondary_of_epoch(item, now)
+                return self._outputs()
+        elif isinstance(item, Cut):
+            if stream == PRIMARY:
+                self._cut(item, now)
+                return self._outputs()
+            if stream == SECONDARY:
+                return []  # the epoch that its messages carry says the same
+        elif isinstance(item, Gap) and stream in (PRIMARY, SECONDARY):
+            self._gap(stream, item, now)
+            return self._outputs()
+        raise AssertionError(f"the comparer takes no {type(item).__name__} on {stream}")
+
+    def tick(self, now: float) -> list[Output]:
+        """Find heads that waited too long, and flows that are idle."""
+        while self._due and self._due[0][0] <= now:
+            flow = heapq.heappop(self._due)[2]
+            flow.timed = False
+            if not flow.held or flow.state != PROTECTED:
+                continue
+            if flow.held[0].arrived + self._config.compare_timeout <= now:
+                self._diverge(flow, self._finding(flow))
+            else:
+                self._watch(flow)
+        self._forget_idle(now)
+        return self._outputs()
+
+    def next_deadline(self) -> float | None:
+        """See Core in lockstep.streams."""
+        moments = [self._due[0][0]] if self._due else []
+        if self._flows and self._sweep.next is not None:
+            moments.append(self._sweep.next)
+        return min(moments, default=None)
+
+    def command(self, op: str, arguments: Mapping[str, Any], now: float) -> tuple[dict[str, Any], list[Output]]:
+        """`checkpoint`: ask for one. `failover`: the secondary is lost; release everything, unprotected."""
+        if op == "checkpoint":
+            self._ask_for_checkpoint("asked for")
+            return {"requested": True}, self._outputs()
+        if op == "failover":
+            self._alone = True
+            self._release_all()
+            self._events.append(Event("failover", {"survivor": "primary", "epoch": self.epoch}))
+            return {"survivor": "primary"}, self._outputs()
+        raise CommandError(f"the comparer has no `{op}`")
+
+    def reload(self, config: Node) -> None:
+        """Take new limits and time-outs."""
+        self._config = config.comparer
+
+    def undelivered(self, stream: str, item: Batch | Cut, now: float) -> list[Output]:
+        """Released frames that the full link refused are lost, and counted; TCP sends them again."""
+        if isinstance(item, Batch):
+            self.counters["released"] -= len(item)
+            self.counters["dropped_full"] += len(item)
+        return []
+
+    def status(self) -> dict[str, Any]:
+        """Gauges, and the last divergences."""
+        return {
+            "held": self._held_frames,
+            "kept_bytes": self._kept,
+            "flows": len(self._flows),
+            "half_open": len(self._half_open),
+            "on_divergence": self._config.on_divergence,
+            "divergences": list(self._recent),
+        }
+
+    # --- primary
+
+    def _primary(self, batch: Batch, now: float) -> list[Output]:
+        """Judge each frame. A batch that leaves as it came is passed on without a copy."""
+        if not self._epoch_known:
+            self._epoch_known = True
+            self.epoch = batch.epoch
+        f, data, vnet = self._frame, batch.data, batch.vnet
+        self.counters["primary_frames"] += len(batch)
+        if self._alone:
+            self._number += len(batch)
+            self.counters["unchecked"] += len(batch)
+            self.counters["released"] += len(batch)
+            return [(RELEASED, batch)]
+        leaving = 0  # the first frame not yet in `_out`
+        end = 0
+        for index, length in enumerate(batch.lengths):
+            start, end = end, end + length
+            self._number += 1
+            kind = dissect(f, data, start + vnet, end)
+            if kind == frame.CHATTER:
+                self.counters["unchecked"] += 1
+                continue
+            flow = None
+            if kind == frame.MALFORMED:
+                self.counters["dropped_malformed"] += 1
+            else:
+                flow = self._flow(f, data, now)
+            if flow is not None and self._leaves(flow, f, data, now):
+                continue
+            self._out.extend(batch, leaving, index)
+            leaving = index + 1
+            if flow is not None:
+                self._hold(flow, f, bytes(data[start:end]), vnet, now)
+        if leaving == 0 and len(batch):
+            self.counters["released"] += len(batch)
+            return [(RELEASED, batch), *self._outputs()]
+        self._out.extend(batch, leaving, len(batch))
+        return self._outputs()
+
+    def _leaves(self, flow: Flow, f: Frame, data: Buffer, now: float) -> bool:
+        """Whether this frame may leave at once."""
+        flow.touched = now
+        if flow.state == UNPROTECTED:
+            if f.kind != frame.TCP or not data[f.l4 + tcp.FLAGS] & tcp.SYN:
+                self.counters["unchecked"] += 1
+                return True
+            flow.state = PROTECTED  # a new incarnation
+        if flow.held or flow.state == DIVERGED:
+            return False
+        if flow.verdict(data, f.kind, f.l4, f.payload, f.payload_end) != RELEASE:
+            return False
+        before = flow.kept()
+        flow.released(data, f.kind, f.l4, f.payload, f.payload_end)
+        self._kept += flow.kept() - before
+        return True
+
+    def _hold(self, flow: Flow, f: Frame, data: bytes, vnet: int, now: float) -> None:
+        """Queue a frame behind the flow's others, within the limits."""
+        size = len(data)
+        if flow.kept() + size > self._config.max_flow_bytes or self._kept + size > self._config.max_bytes:
+            self._diverge(flow, Finding("limit"))
+            if flow.state == UNPROTECTED:
+                self._out.append(data, vnet)
+                self.counters["unchecked"] += 1
+            else:
+                self.counters["dropped_limit"] += 1
+            return
+        base = f.start - vnet
+        held = Held(data, vnet, f.l4 - base, f.payload - base, f.payload_end - base, f.kind, now, self._number)
+        flow.held.append(held)
+        flow.held_bytes += size
+        self._kept += size
+        self._held_frames += 1
+        if flow.state != PROTECTED or len(flow.held) > 1:
+            return
+        if flow.verdict(data, held.kind, held.l4, held.payload, held.payload_end) == DIFFERS:
+            self._diverge(flow, self._finding(flow))
+        else:
+            self._watch(flow)
+
+    def _watch(self, flow: Flow) -> None:
+        """Look at this flow again when its head is due."""
+        if not flow.timed:
+            flow.timed = True
+            self._ties += 1
+            heapq.heappush(self._due, (flow.held[0].arrived + self._config.compare_timeout, self._ties, flow))
+
+    # --- secondary
+
+    def _secondary_of_epoch(self, batch: Batch, now: float) -> None:
+        """Take what belongs to this epoch, keep what belongs to the next, drop what is past."""
+        if self._alone:
+            self.counters["secondary_other_epoch"] += len(batch)
+        elif batch.epoch == self.epoch:
+            self._secondary(batch, now)
+        elif batch.epoch > self.epoch and self._early_bytes + len(batch.data) <= MOST_EARLY:
+            self._early.append(batch)
+            self._early_bytes += len(batch.data)
+        else:
+            self.counters["secondary_other_epoch"] += len(batch)
+
+    def _secondary(self, batch: Batch, now: float) -> None:
+        f, data, vnet = self._frame, batch.data, batch.vnet
+        self.counters["secondary_frames"] += len(batch)
+        end = 0
+        for length in batch.lengths:
+            start, end = end, end + length
+            kind = dissect(f, data, start + vnet, end)
+            if kind == frame.CHATTER:
+                continue
+            if kind == frame.MALFORMED:
+                self.counters["secondary_malformed"] += 1
+                continue
+            flow = self._flow(f, data, now)
+            if flow is None or flow.state != PROTECTED:
+                continue
+            flow.touched = now
+            before = flow.kept()
+            found = flow.secondary(f, data, now)
+            self._kept += flow.kept() - before
+            if found is None and (flow.kept() > self._config.max_flow_bytes or self._kept > self._config.max_bytes):
+                found = Finding("limit")
+            if found is not None:
+                self._diverge(flow, found)
+            elif flow.held:
+                self._drain(flow)
+
+    def _drain(self, flow: Flow) -> None:
+        """Release held frames from the head on, as far as they are proven."""
+        while flow.held and flow.state == PROTECTED:
+            head = flow.held[0]
+            verdict = flow.verdict(head.data, head.kind, head.l4, head.payload, head.payload_end)
+            if verdict == DIFFERS:
+                self._diverge(flow, self._finding(flow))
+            if verdict != RELEASE:
+                return
+            before = flow.kept()
+            self._release_head(flow)
+            flow.released(head.data, head.kind, head.l4, head.payload, head.payload_end)
+            self._kept += flow.kept() - before
+
+    def _release_head(self, flow: Flow) -> None:
+        """Move the head to what leaves. The caller keeps `_kept`."""
+        head = flow.held.popleft()
+        flow.held_bytes -= len(head.data)
+        self._held_frames -= 1
+        self._out.append(head.data, head.vnet)
+
+    # --- flows
+
+    def _flow(self, f: Frame, data: Buffer, now: float) -> Flow | None:
+        """The flow of a dissected frame, made if it is new; None where a limit refuses it."""
+        key = flow_key(f, data)
+        flow = self._flows.get(key)
+        syn = f.kind == frame.TCP and data[f.l4 + tcp.FLAGS] & tcp.SYN
+        if flow is not None:
+            if not syn and key in self._half_open:
+                del self._half_open[key]
+            return flow
+        if not self._room(bool(syn)):
+            self.counters["refused_flows"] += 1
+            self.counters["dropped_limit"] += 1
+            self._ask_for_checkpoint("limit")
+            return None
+        if f.kind == frame.TCP:
+            flow = TcpFlow(key, now, self._config.max_flow_bytes)
+            if syn:
+                self._half_open[key] = None
+        else:
+            flow = DatagramFlow(key, now, self._config.compare_timeout)
+        self._flows[key] = flow
+        return flow
+
+    def _room(self, syn: bool) -> bool:
+        """Make room for one more flow. Only half-open flows make way, never an established one."""
+        full = len(self._flows) >= self._config.max_flows
+        if (full or (syn and len(self._half_open) >= self._config.max_half_open)) and self._half_open:
+            self._forget(next(iter(self._half_open)))
+            return True
+        return not full
+
+    def _forget(self, key: bytes) -> None:
+        flow = self._flows.pop(key)
+        self._half_open.pop(key, None)
+        self._kept -= flow.kept()
+        self._held_frames -= len(flow.held)
+        self.counters["dropped_evicted"] += len(flow.held)
+        flow.held.clear()
+
+    def _forget_idle(self, now: float) -> None:
+        for key in self._sweep.due(self._flows, now):
+            flow = self._flows.get(key)
+            if flow is None or flow.held:
+                continue
+            before = flow.kept()
+            flow.relax(now)
+            self._kept += flow.kept() - before
+            short = flow.closed or not isinstance(flow, TcpFlow) or key in self._half_open
+            if now - flow.touched > (
+                min(SHORT_IDLE, self._config.idle_timeout) if short else self._config.idle_timeout
+            ):
+                self._forget(key)
+
+    # --- divergence
+
+    def _finding(self, flow: Flow) -> Finding:
+        head = flow.held[0]
+        return flow.finding(head.data, head.kind, head.l4, head.payload, head.payload_end)
+
+    def _diverge(self, flow: Flow, found: Finding) -> None:
+        """Report a flow, once until the next commit, and do what `on_divergence` says."""
+        if flow.state != PROTECTED:
+            return
+        self.counters["divergences"] += 1
+        report = describe(flow.key) | {
+            "reason": found.reason,
+            "offset": found.offset,
+            "primary": found.primary.hex(),
+            "secondary": found.secondary.hex(),
+            "epoch": self.epoch,
+        }
+        self._recent.append(report)
+        self._events.append(Event("divergence", report))
+        if self._config.on_divergence == "unprotect":
+            self._unprotect(flow)
+            return
+        flow.state = DIVERGED
+        if self._config.on_divergence == "checkpoint":
+            self._ask_for_checkpoint(found.reason)
+
+    def _unprotect(self, flow: Flow) -> None:
+        """Release a flow unchecked from now on. The rewriter hears of it and resets it at failover."""
+        self._kept -= flow.kept()
+        flow.state = UNPROTECTED
+        self.counters["unprotected_flows"] += 1
+        self.counters["unchecked"] += len(flow.held)
+        while flow.held:
+            self._release_head(flow)
+        flow.restart()
+        self._kept += flow.kept()
+        self._events.append(Event("unprotected", describe(flow.key) | {"key": flow.key}))
+
+    def _ask_for_checkpoint(self, reason: str) -> None:
+        """One request at a time; the next commit answers it."""
+        if not self._checkpoint_asked:
+            self._checkpoint_asked = True
+            self.counters["checkpoint_requests"] += 1
+            self._events.append(Event("checkpoint_requested", {"reason": reason, "epoch": self.epoch}))
+
+    def _gap(self, stream: str, gap: Gap, now: float) -> None:
+        """Lost messages put flows in doubt: a checkpoint where there are any, else the time-out tells."""
+        self.counters[f"gaps_{stream}"] += 1
+        self._events.append(Event("gap", {"stream": stream, "reason": gap.reason, "lost": gap.lost}))
+        if self._config.on_divergence == "checkpoint" and self._flows:
+            self._ask_for_checkpoint("gap")
+
+    # --- epochs
+
+    def _cut(self, cut: Cut, now: float) -> None:
+        """Follow prepare, commit and abort of the next epoch in the primary's stream."""
+        if cut.phase == "prepare" and cut.epoch == self.epoch + 1:
+            self._prepared = (cut.epoch, self._number + 1)
+        elif cut.phase == "commit" and cut.epoch > self.epoch:
+            self._commit(cut.epoch, now)
+        elif cut.phase == "abort" and self._prepared is not None and cut.epoch == self._prepared[0]:
+            self._prepared = None
+        else:
+            self.counters["ignored_cuts"] += 1
+            return
+        self._events.append(Event("cut", {"epoch": cut.epoch, "phase": cut.phase}))
+
+    def _commit(self, epoch: int, now: float) -> None:
+        """Release, in the primary's order, what was said before the cut; the secondary is its copy now.
+
+        Without its prepare the place of the cut is unknown, so nothing is released for it.
+        """
+        before = self._prepared[1] if self._prepared is not None and self._prepared[0] == epoch else 0
+        leaving = []
+        for flow in self._flows.values():
+            while flow.held and flow.held[0].number < before:
+                leaving.append(self._take_head(flow))
+            if flow.state == UNPROTECTED:
+                flow.restart()
+            flow.committed()
+            flow.state = PROTECTED
+            for head in flow.held:
+                head.arrived = now
+        self._leave_in_order(leaving)
+        self._alone = False
+        self.counters["commits"] += 1
+        self._checkpoint_asked = False
+        self._prepared = None
+        self.epoch = epoch
+        for flow in self._flows.values():
+            if flow.held:
+                self._watch(flow)
+        early, self._early, self._early_bytes = self._early, deque(), 0
+        for batch in early:
+            self._secondary_of_epoch(batch, now)
+
+    def _take_head(self, flow: Flow) -> Held:
+        """Take a head that leaves unproven, and follow the stream past it."""
+        head = flow.held.popleft()
+        flow.held_bytes -= len(head.data)
+        self._held_frames -= 1
+        flow.released(head.data, head.kind, head.l4, head.payload, head.payload_end)
+        return head
+
+    def _leave_in_order(self, leaving: list[Held]) -> None:
+        """Send heads of several flows in the order in which the primary sent them."""
+        leaving.sort(key=lambda head: head.number)
+        for head in leaving:
+            self._out.append(head.data, head.vnet)
+        self._kept = sum(flow.kept() for flow in self._flows.values())
+
+    def _release_all(self) -> None:
+        """Nobody is left to compare with: what is held leaves, and no flow is known any more."""
+        leaving = []
+        for flow in self._flows.values():
+            while flow.held:
+                leaving.append(self._take_head(flow))
+            flow.restart()
+        self.counters["unchecked"] += len(leaving)
+        self._leave_in_order(leaving)
+
+    # --- outputs
+
+    def _outputs(self) -> list[Output]:
+        """What the push at work has to send: released frames first."""
+        outputs: list[Output] = []
+        for batch in self._out.take():
+            self.counters["released"] += len(batch)
+            outputs.append((RELEASED, batch))
+        outputs += self._events
+        self._events = []
+        return outputs

@@ -1,0 +1,88 @@
+"""What every followed flow has: its held primary frames, its state, and the verdict on a frame."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from lockstep.batch import Buffer
+from lockstep.wire.frame import Frame
+
+#: Verdicts on a primary frame.
+RELEASE, WAIT, DIFFERS = range(3)
+
+#: States of a flow. DIVERGED: held until a checkpoint is committed. UNPROTECTED: leaves unchecked.
+PROTECTED, DIVERGED, UNPROTECTED = "protected", "diverged", "unprotected"
+
+
+@dataclass(slots=True)
+class Held:
+    """A primary frame that waits. Offsets are into `data`, which begins with the virtio-net header."""
+
+    data: bytes
+    vnet: int
+    l4: int
+    payload: int
+    payload_end: int
+    kind: int
+    arrived: float
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is different, and where: `offset` in the stream (TCP) or the payload, where there is one."""
+
+    reason: str
+    offset: int | None = None
+    primary: bytes = b""
+    secondary: bytes = b""
+
+
+class Flow:
+    """One direction of one flow: what the guest sends. TCP and datagrams build on it."""
+
+    __slots__ = ("closed", "held", "held_bytes", "key", "state", "timed", "touched")
+
+    def __init__(self, key: bytes, now: float) -> None:
+        self.key = key
+        self.state = PROTECTED
+        self.held: deque[Held] = deque()
+        self.held_bytes = 0
+        self.touched = now
+        #: A time-out for this flow is in the core's heap.
+        self.timed = False
+        #: The flow has ended; it is forgotten sooner.
+        self.closed = False
+
+    def verdict(self, buf: Buffer, kind: int, l4: int, payload: int, end: int) -> int:
+        """Whether the secondary has said what this primary frame says: RELEASE, WAIT or DIFFERS."""
+        raise NotImplementedError
+
+    def finding(self, buf: Buffer, kind: int, l4: int, payload: int, end: int) -> Finding:
+        """What a frame with verdict DIFFERS, or one that waited too long, has to report."""
+        raise NotImplementedError
+
+    def released(self, buf: Buffer, kind: int, l4: int, payload: int, end: int) -> None:
+        """A primary frame was proven and leaves; take what follows from it."""
+        raise NotImplementedError
+
+    def secondary(self, f: Frame, buf: Buffer, now: float) -> Finding | None:
+        """Take what the secondary said. A Finding if that alone is a divergence."""
+        raise NotImplementedError
+
+    def kept(self) -> int:
+        """Bytes kept for this flow: held frames, and what the secondary said."""
+        raise NotImplementedError
+
+    def relax(self, now: float) -> None:
+        """Give back memory that a flow without held frames does not need."""
+        raise NotImplementedError
+
+    def committed(self) -> None:
+        """A checkpoint was committed: the secondary is now a copy of the primary at the cut."""
+        raise NotImplementedError
+
+    def restart(self) -> None:
+        """Frames have left that were not followed: know nothing, as of a flow picked up in its middle."""
+        raise NotImplementedError

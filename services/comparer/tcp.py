@@ -1,0 +1,270 @@
+"""TCP, compared as a byte stream, whatever the segmentation.
+
+Both sides are in the primary's sequence space: the rewriter has moved the secondary's `seq`. Only
+SYNs come with the secondary's own number, since no offset is known yet; they are matched by what
+they say. `ack` is in the client's space and the same for both.
+
+A primary segment leaves when
+  - every payload byte of it was said by the secondary at the same place,
+  - its ack is not ahead of what the secondary has acked (RST, FIN and pure ACK included),
+  - its FIN stands where the secondary's stands; a RST, where one of the secondary's stood,
+  - its SYN says what the secondary's SYN says: flags, ack, options, data.
+
+Sequence numbers are unwrapped to *places*: 0 is the first payload byte behind the primary's SYN,
+or, for a connection picked up in the middle, the first number seen. The *frontier* is the first
+place not yet proven equal. What was said below it is kept for a while: a retransmission is
+checked again, against that, or against the secondary's own retransmission.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from lockstep.batch import Buffer
+from lockstep.wire import tcp
+from lockstep.wire.frame import Frame
+from lockstep.wire.seqnum import MASK, diff
+from services.comparer.flow import DIFFERS, RELEASE, WAIT, Finding, Flow
+from services.comparer.said import DIFFERENT, EQUAL, Said, first_difference
+
+_SEGMENT = struct.Struct(">4xIIBB")  # ports, seq, ack, data offset, flags
+
+#: Bytes below the frontier that an active flow keeps, and seconds until an idle one gives them up.
+HISTORY = 256 << 10
+HISTORY_AGE = 2.0
+#: RSTs of the secondary that are remembered: each answers one segment of the client.
+MOST_RESETS = 32
+#: Bytes before and after a difference in a report.
+CONTEXT = 16
+
+
+class TcpFlow(Flow):
+    """One direction of a TCP connection."""
+
+    __slots__ = (
+        "acked",
+        "anchored",
+        "fin",
+        "frontier",
+        "frontier_seq",
+        "limit",
+        "primary_acked",
+        "primary_seen",
+        "resets",
+        "said",
+        "syn",
+        "syn_matched",
+        "syn_said",
+    )
+
+    def __init__(self, key: bytes, now: float, limit: int) -> None:
+        super().__init__(key, now)
+        #: Farthest from the frontier that a place is believed.
+        self.limit = limit
+        self.anchored = self.primary_seen = False
+        self.frontier = 0
+        self.frontier_seq = 0
+        self.said = Said()
+        #: Highest ack the secondary has said; the highest the primary has been allowed to.
+        self.acked: int | None = None
+        self.primary_acked: int | None = None
+        #: Place of the secondary's FIN, and sequence numbers of its RSTs.
+        self.fin: int | None = None
+        self.resets: list[int] = []
+        #: The secondary's SYN that waits for the primary's: (seq, signature).
+        self.syn_said: tuple[int, bytes] | None = None
+        #: The pair that was proven equal: the primary's (seq, signature), and the secondary's seq.
+        self.syn: tuple[int, bytes] | None = None
+        self.syn_matched: int | None = None
+
+    # --- places
+
+    def _anchor(self, seq: int) -> None:
+        if not self.anchored:
+            self.anchored = True
+            self.frontier = 0
+            self.frontier_seq = seq
+
+    def _anchor_primary(self, seq: int) -> None:
+        """The primary's word on where the stream is outweighs what the secondary said before it."""
+        if not self.primary_seen:
+            self.primary_seen = True
+            if self.anchored and abs(self._place(seq)) > self.limit:
+                self.anchored = False
+                self.said.clear()
+            self._anchor(seq)
+
+    def _place(self, seq: int) -> int:
+        return self.frontier + diff(seq, self.frontier_seq)
+
+    # --- primary
+
+    def verdict(self, buf: Buffer, kind: int, l4: int, payload: int, end: int) -> int:
+        """See Flow."""
+        seq, ack, _, flags = _SEGMENT.unpack_from(buf, l4)
+        if flags & tcp.SYN:
+            return self._verdict_on_syn(seq, signature(buf, l4, payload, end))
+        if flags & tcp.RST:
+            if seq not in self.resets:
+                return WAIT
+        else:
+            self._anchor_primary(seq)
+            place = self._place(seq)
+            if end > payload:
+                found = self.said.check(place, buf, payload, end)
+                if found != EQUAL:
+                    return DIFFERS if found == DIFFERENT or self._past_fin(place + end - payload) else WAIT
+            if flags & tcp.FIN:
+                place += end - payload
+                if self.fin != place:
+                    return DIFFERS if self._says_more(place) or self._past_fin(place) else WAIT
+        if flags & tcp.ACK and (self.acked is None or diff(ack, self.acked) > 0):
+            return WAIT
+        return RELEASE
+
+    def _past_fin(self, end: int) -> bool:
+        return self.fin is not None and end > self.fin
+
+    def _says_more(self, fin: int) -> bool:
+        said = self.said.end()
+        return said is not None and said > fin
+
+    def _verdict_on_syn(self, seq: int, said: bytes) -> int:
+        if self.syn == (seq, said):
+            return RELEASE
+        if self.syn_said is None:
+            return WAIT
+        if self.syn_said[1] == said:
+            return RELEASE
+        # Same flags and same ack: the same handshake, with other options.
+        return DIFFERS if self.syn_said[1][:5] == said[:5] else WAIT
+
+    def released(self, buf: Buffer, kind: int, l4: int, payload: int, end: int) -> None:
+        """See Flow."""
+        seq, ack, _, flags = _SEGMENT.unpack_from(buf, l4)
+        if flags & tcp.SYN:
+            self._opened(seq, signature(buf, l4, payload, end), end - payload)
+        elif flags & tcp.RST:
+            self.closed = True
+        elif end > payload:
+            self._anchor_primary(seq)
+            place = self._place(seq) + end - payload
+            if place > self.frontier:
+                self.frontier = place
+                self.frontier_seq = (seq + end - payload) & MASK
+                if self.said.size > 2 * HISTORY:
+                    self.said.forget(place - HISTORY, every_run=False)
+        if flags & tcp.FIN:
+            self.closed = True
+        if flags & tcp.ACK and (self.primary_acked is None or diff(ack, self.primary_acked) > 0):
+            self.primary_acked = ack
+
+    def _opened(self, seq: int, said: bytes, size: int) -> None:
+        """The primary's SYN was proven: a new incarnation begins, unless it is the same SYN again."""
+        if self.syn == (seq, said):
+            return
+        self.syn_matched = self.syn_said[0] if self.syn_said else None
+        self.syn, self.syn_said = (seq, said), None
+        self.anchored = self.primary_seen = True
+        self.frontier = size
+        self.frontier_seq = (seq + 1 + size) & MASK
+        self.said.clear()
+        self.fin = None
+        self.resets.clear()
+        self.closed = False
+        self.acked = self.primary_acked = int.from_bytes(said[1:5], "big") if said[0] & tcp.ACK else None
+
+    def finding(self, buf: Buffer, kind: int, l4: int, payload: int, end: int) -> Finding:
+        """See Flow."""
+        seq, _, _, flags = _SEGMENT.unpack_from(buf, l4)
+        if flags & tcp.SYN:
+            other = self.syn_said[1] if self.syn_said else b""
+            reason = "syn" if other else "unmatched"
+            return Finding(reason, None, signature(buf, l4, payload, end), other)
+        if flags & tcp.RST:
+            return Finding("unmatched", self._place(seq) if self.anchored else None)
+        place = self._place(seq)
+        said = self.said.read(place, end - payload)
+        same = first_difference(said, buf[payload : payload + len(said)])
+        if same < len(said):
+            at = place + same
+            begin = max(at - CONTEXT, place)
+            primary = bytes(buf[payload + begin - place : min(payload + at - place + CONTEXT, end)])
+            return Finding("data", at, primary, self.said.read(begin, at - begin + CONTEXT))
+        if self._past_fin(place + end - payload) or (flags & tcp.FIN and self._says_more(place + end - payload)):
+            return Finding("fin", min(p for p in (self.fin, place + end - payload) if p is not None))
+        if end > payload:
+            begin = payload + len(said)
+            return Finding("unmatched", place + begin - payload, bytes(buf[begin : min(begin + CONTEXT, end)]))
+        return Finding("unmatched", place)
+
+    # --- secondary
+
+    def secondary(self, f: Frame, buf: Buffer, now: float) -> Finding | None:
+        """See Flow."""
+        seq, ack, _, flags = _SEGMENT.unpack_from(buf, f.l4)
+        payload, end = f.payload, f.payload_end
+        if flags & tcp.SYN:
+            self._secondary_syn(seq, signature(buf, f.l4, payload, end))
+            return None
+        if flags & tcp.ACK and (self.acked is None or diff(ack, self.acked) > 0):
+            self.acked = ack
+        if flags & tcp.RST:
+            if seq not in self.resets:
+                self.resets.append(seq)
+                del self.resets[:-MOST_RESETS]
+            return None
+        self._anchor(seq)
+        place = self._place(seq)
+        if abs(place - self.frontier) > self.limit:
+            return None  # not in the primary's space: its offset was lost; time-out will tell
+        found = None
+        if end > payload and not self.said.add(place, buf[payload:end]):
+            at = self.said.place
+            context = bytes(buf[payload + at - place : min(payload + at - place + CONTEXT, end)])
+            found = Finding("secondary_contradicts_itself", at, b"", context)
+        if flags & tcp.FIN:
+            self.fin = place + end - payload
+        return found
+
+    def _secondary_syn(self, seq: int, said: bytes) -> None:
+        if self.syn is not None and self.syn[1] == said and seq in (self.syn_matched, self.syn[0]):
+            return  # the one that was matched, again
+        self.syn_said = (seq, said)
+
+    # --- the rest
+
+    def kept(self) -> int:
+        """See Flow."""
+        return self.held_bytes + self.said.size
+
+    def relax(self, now: float) -> None:
+        """See Flow."""
+        if now - self.touched > HISTORY_AGE:
+            self.said.forget(self.frontier, every_run=True)
+
+    def committed(self) -> None:
+        """See Flow."""
+        self.said.clear()
+        self.acked = self.primary_acked
+        self.fin = None
+        self.resets.clear()
+        self.syn_said = None
+
+    def restart(self) -> None:
+        """See Flow."""
+        self.committed()
+        self.anchored = self.primary_seen = False
+        self.frontier = 0
+        self.acked = self.primary_acked = None
+        self.syn = self.syn_matched = None
+
+
+def signature(buf: Buffer, l4: int, payload: int, end: int) -> bytes:
+    """What a SYN says, in which replicas must agree: flags, ack (if any), options without clock values, data."""
+    flags = buf[l4 + tcp.FLAGS] & ~tcp.PSH
+    ack = bytes(buf[l4 + tcp.ACK_NUMBER : l4 + tcp.ACK_NUMBER + 4]) if flags & tcp.ACK else b"\0\0\0\0"
+    options = tcp.options_signature(buf, l4 + tcp.HEADER, payload)
+    if options is None:
+        options = b"malformed" + bytes(buf[l4 + tcp.HEADER : payload])
+    return bytes((flags,)) + ack + len(options).to_bytes(2, "big") + options + bytes(buf[payload:end])

@@ -1,0 +1,1 @@
+"""The mirror; see core.py and README.md."""

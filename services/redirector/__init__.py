@@ -1,0 +1,1 @@
+"""The redirector; see core.py and README.md."""

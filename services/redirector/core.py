@@ -1,0 +1,179 @@
+"""The redirector: the secondary node's switch between following and speaking.
+
+    following:    ingress ──▶ to_guest      from_guest ──▶ secondary      uplink: silent
+    speaking:     uplink ──▶ to_guest       from_guest ──▶ uplink         ingress: not heard
+
+`failover` turns it from the first to the second, for good, and announces the guest's addresses.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from array import array
+from collections.abc import Mapping
+from typing import Any
+
+from lockstep.batch import Batch
+from lockstep.config import Node
+from lockstep.streams import (
+    FROM_GUEST,
+    INGRESS,
+    SECONDARY,
+    TO_GUEST,
+    UPLINK,
+    CommandError,
+    Cut,
+    Event,
+    Gap,
+    Item,
+    Output,
+)
+from lockstep.wire import arp, ethernet, frame, ipv4, ipv6, vlan
+from lockstep.wire.frame import Frame, dissect
+from services.redirector.announce import Address, announcements
+
+#: Addresses of the guest that are learned from its frames, at most.
+MOST_LEARNED = 64
+#: Seconds between two rounds of announcements.
+ANNOUNCE_EVERY = 0.1
+
+
+class Core:
+    """See the module."""
+
+    def __init__(self, config: Node) -> None:
+        self.epoch = 0
+        self.counters = dict.fromkeys(
+            (
+                "ingress_frames", "guest_frames", "uplink_frames_in", "uplink_frames_out", "uplink_ignored",
+                "ingress_ignored", "dropped_to_guest", "dropped_secondary", "gaps_ingress", "gaps_from_guest",
+                "announcements",
+            ),
+            0,
+        )  # fmt: skip
+        self._speaking = False
+        self._rounds = config.redirector.announcements
+        self._rounds_left = 0
+        self._next_round = 0.0
+        self._frame = Frame()
+        #: (MAC, VLAN tags as they lie in the frame) → the addresses it speaks for.
+        self._learned: dict[tuple[bytes, bytes], list[Address]] = {}
+        self._configured = bool(config.guest.mac)
+        if config.guest.mac:
+            mac = bytes.fromhex(config.guest.mac.replace(":", ""))
+            self._learned[mac, b""] = [ipaddress.ip_address(address) for address in config.guest.addresses]
+
+    def push(self, stream: str, item: Item, now: float) -> list[Output]:
+        """Pass a batch on, as the picture above shows."""
+        if isinstance(item, Gap) and stream in (INGRESS, FROM_GUEST):
+            self.counters[f"gaps_{stream}"] += 1
+            return [Event("gap", {"stream": stream, "reason": item.reason, "lost": item.lost})]
+        if stream == INGRESS and isinstance(item, Batch | Cut):
+            return self._ingress(item)
+        if stream == FROM_GUEST and isinstance(item, Batch | Cut):
+            return self._from_guest(item)
+        if stream == UPLINK and isinstance(item, Batch):
+            if not self._speaking:
+                self.counters["uplink_ignored"] += len(item)
+                return []
+            self.counters["uplink_frames_in"] += len(item)
+            return [(TO_GUEST, item)]
+        raise AssertionError(f"the redirector takes no {type(item).__name__} on {stream}")
+
+    def _ingress(self, item: Batch | Cut) -> list[Output]:
+        if self._speaking:
+            self.counters["ingress_ignored"] += len(item) if isinstance(item, Batch) else 1
+            return []
+        if isinstance(item, Batch):
+            self.counters["ingress_frames"] += len(item)
+        return [(TO_GUEST, item)]
+
+    def _from_guest(self, item: Batch | Cut) -> list[Output]:
+        if isinstance(item, Cut):
+            # The cut has been through the rewriter: what follows it is said in the new epoch.
+            if item.phase == "commit":
+                self.epoch = item.epoch
+            return [] if self._speaking else [(SECONDARY, item)]
+        self.counters["guest_frames"] += len(item)
+        self._learn(item)
+        if self._speaking:
+            self.counters["uplink_frames_out"] += len(item)
+            return [(UPLINK, item)]
+        return [(SECONDARY, item)]
+
+    def _learn(self, batch: Batch) -> None:
+        """Note whose frames these are; the first of each batch is enough, since idle guests send single ones."""
+        if self._configured or not batch.lengths:
+            return
+        f, data, start = self._frame, batch.data, batch.vnet
+        kind = dissect(f, data, start, batch.lengths[0])
+        if kind == frame.MALFORMED:
+            return
+        source = bytes(data[start + 6 : start + 12])
+        speaker = source, bytes(data[start + 12 : f.l3 - 2])
+        if speaker not in self._learned:
+            if len(self._learned) == MOST_LEARNED or source[0] & 1:
+                return
+            self._learned[speaker] = []
+        address: Address | None = None
+        if f.version == 4:
+            address = ipaddress.IPv4Address(bytes(data[f.l3 + ipv4.SOURCE : f.l3 + ipv4.SOURCE + 4]))
+        elif f.version == 6:
+            address = ipaddress.IPv6Address(bytes(data[f.l3 + ipv6.SOURCE : f.l3 + ipv6.SOURCE + 16]))
+        elif f.ethertype == ethernet.ARP and f.end - f.l3 >= arp.SIZE:
+            address = ipaddress.IPv4Address(bytes(data[f.l3 + arp.SENDER_ADDRESS : f.l3 + arp.SENDER_ADDRESS + 4]))
+        known = self._learned[speaker]
+        if address is not None and not address.is_unspecified and address not in known and len(known) < MOST_LEARNED:
+            known.append(address)
+
+    def tick(self, now: float) -> list[Output]:
+        """Send the announcements that are due."""
+        if not self._rounds_left or now < self._next_round:
+            return []
+        self._rounds_left -= 1
+        self._next_round = now + ANNOUNCE_EVERY
+        frames = [f for (mac, tags), known in self._learned.items() for f in announcements(mac, tags, known)]
+        self.counters["announcements"] += len(frames)
+        if not frames:
+            return []
+        return [(UPLINK, Batch(b"".join(frames), array("I", map(len, frames))))]
+
+    def next_deadline(self) -> float | None:
+        """See Core in lockstep.streams."""
+        return self._next_round if self._rounds_left else None
+
+    def command(self, op: str, arguments: Mapping[str, Any], now: float) -> tuple[dict[str, Any], list[Output]]:
+        """`failover`: the secondary guest speaks to the world from now on. Asking twice is allowed."""
+        if op != "failover":
+            raise CommandError(f"the redirector has no `{op}`")
+        if not self._speaking:
+            self._speaking = True
+            self._rounds_left = self._rounds
+            self._next_round = now
+        said = {"survivor": "secondary", "epoch": self.epoch}
+        return said, [Event("failover", said), *self.tick(now)]
+
+    def reload(self, config: Node) -> None:
+        """Nothing can change while it runs."""
+
+    def undelivered(self, stream: str, item: Batch | Cut, now: float) -> list[Output]:
+        """A full link lost frames; the gap in its numbers tells the consumer."""
+        if isinstance(item, Cut):
+            return [Event("cut_lost", {"stream": stream, "epoch": item.epoch, "phase": item.phase})]
+        name = f"dropped_{stream}"
+        self.counters[name] = self.counters.get(name, 0) + len(item)
+        return []
+
+    def status(self) -> dict[str, Any]:
+        """Who speaks, and for which addresses."""
+        return {
+            "speaking": self._speaking,
+            "guest": [
+                {"mac": mac.hex(":"), "vlan": _vlan_ids(tags), "addresses": [str(address) for address in known]}
+                for (mac, tags), known in self._learned.items()
+            ],
+        }
+
+
+def _vlan_ids(tags: bytes) -> list[int]:
+    return [int.from_bytes(tags[at + 2 : at + 4], "big") & vlan.VID_MASK for at in range(0, len(tags), vlan.TAG)]

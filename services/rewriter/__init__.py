@@ -1,0 +1,1 @@
+"""The rewriter; see core.py and README.md."""

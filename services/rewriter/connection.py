@@ -1,0 +1,134 @@
+"""What the rewriter knows of one TCP connection, and how it moves the numbers of a segment.
+
+Two spaces: the *primary's*, in which the client lives, and the guest's own. `delta` leads from
+the guest's sequence numbers to the primary's, `delta_ts` from its timestamps to the primary's.
+
+    guest' ──▶ client   seq += delta, TSval += delta_ts
+    client ──▶ guest'   ack -= delta, SACK edges -= delta, TSecr -= delta_ts
+
+The deltas are learned when the client first acknowledges the guest's SYN: `ack - 1` is then the
+primary's initial sequence number, and TSecr the primary's clock at its SYN.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from lockstep.batch import Buffer
+from lockstep.wire import tcp
+from lockstep.wire.checksum import moved32
+from lockstep.wire.seqnum import MASK, add, diff
+
+_U32 = struct.Struct(">I")
+_U16 = struct.Struct(">H")
+
+#: A client's first ack stands at most this far behind its SYN; anything else belongs to the past.
+_FIRST_ACK_WINDOW = 1 << 30
+
+
+class Connection:
+    """One connection, keyed by the guest's direction."""
+
+    __slots__ = (
+        "client_ack",
+        "client_tsecr",
+        "delta",
+        "delta_ts",
+        "isn",
+        "known",
+        "opened_by_guest",
+        "peer_next",
+        "touched",
+        "tsval",
+        "waiting",
+    )
+
+    def __init__(self, now: float) -> None:
+        self.touched = now
+        #: The deltas may be used.
+        self.known = False
+        self.delta = self.delta_ts = 0
+        #: A SYN of the guest waits for the client's answer: its number, its TSval, and the client's next number.
+        self.waiting = False
+        self.opened_by_guest = False
+        self.isn = self.peer_next = 0
+        self.tsval: int | None = None
+        #: What the client said last, in the primary's space: for resets, and for a clock that never steps back.
+        self.client_ack: int | None = None
+        self.client_tsecr: int | None = None
+
+    def guest_syn(self, buf: Buffer, l4: int, payload: int) -> None:
+        """The guest opens or accepts. Old deltas stay in use until the client answers this SYN."""
+        seq = _U32.unpack_from(buf, l4 + tcp.SEQ)[0]
+        if (self.waiting or self.known) and seq == self.isn:
+            return  # sent again; the first one's clock is kept, so that the mapped one never lags
+        self.isn = seq
+        self.waiting = True
+        self.opened_by_guest = not buf[l4 + tcp.FLAGS] & tcp.ACK
+        self.peer_next = _U32.unpack_from(buf, l4 + tcp.ACK_NUMBER)[0]
+        timestamps, _, _ = options(buf, l4, payload)
+        self.tsval = _U32.unpack_from(buf, timestamps + 2)[0] if timestamps else None
+
+    def client_answers(self, buf: Buffer, l4: int, payload: int) -> bool:
+        """Learn the deltas from the client's answer to the waiting SYN; False if this is none."""
+        flags = buf[l4 + tcp.FLAGS]
+        if not flags & tcp.ACK or flags & tcp.RST or bool(flags & tcp.SYN) != self.opened_by_guest:
+            return False
+        seq, ack = struct.unpack_from(">II", buf, l4 + tcp.SEQ)
+        if not self.opened_by_guest and not 0 <= diff(seq, self.peer_next) < _FIRST_ACK_WINDOW:
+            return False
+        self.delta = add(ack, -1 - self.isn)
+        timestamps, _, _ = options(buf, l4, payload)
+        self.delta_ts = 0
+        if timestamps and self.tsval is not None:
+            self.delta_ts = add(_U32.unpack_from(buf, timestamps + 6)[0], -self.tsval)
+        self.known, self.waiting = True, False
+        self.client_ack = self.client_tsecr = None
+        return True
+
+    def to_primary_space(self, buf: bytearray, l4: int, payload: int, partial: bool, speaking: bool) -> None:
+        """Move a segment of the guest. `speaking`: after failover its clock must not step back (RFC 7323 §5)."""
+        if self.delta:
+            _move(buf, l4, l4 + tcp.SEQ, self.delta, partial)
+        timestamps, _, _ = options(buf, l4, payload)
+        if not timestamps:
+            return
+        if speaking and self.client_tsecr is not None:
+            behind = diff(self.client_tsecr, add(_U32.unpack_from(buf, timestamps + 2)[0], self.delta_ts))
+            if behind > 0:
+                self.delta_ts = add(self.delta_ts, behind)
+        if self.delta_ts:
+            _move(buf, l4, timestamps + 2, self.delta_ts, partial)
+
+    def to_guest_space(self, buf: bytearray, l4: int, payload: int, partial: bool) -> None:
+        """Move a segment of the client."""
+        if not buf[l4 + tcp.FLAGS] & tcp.ACK:
+            return
+        self.client_ack = _U32.unpack_from(buf, l4 + tcp.ACK_NUMBER)[0]
+        timestamps, sack, blocks = options(buf, l4, payload)
+        if timestamps:
+            self.client_tsecr = _U32.unpack_from(buf, timestamps + 6)[0]
+        if self.delta:
+            _move(buf, l4, l4 + tcp.ACK_NUMBER, -self.delta, partial)
+            for edge in range(2 * blocks):
+                _move(buf, l4, sack + 2 + 4 * edge, -self.delta, partial)
+        if timestamps and self.delta_ts:
+            _move(buf, l4, timestamps + 6, -self.delta_ts, partial)
+
+
+def options(buf: Buffer, l4: int, payload: int) -> tuple[int, int, int]:
+    """Offsets of the timestamps and the SACK option, and the number of SACK blocks (`tcp.find_options`)."""
+    start = l4 + tcp.HEADER
+    if payload - start == 12 and buf[start : start + 4] == tcp.USUAL_TIMESTAMPS:
+        return start + 2, 0, 0
+    return tcp.find_options(buf, start, payload)
+
+
+def _move(buf: bytearray, l4: int, at: int, delta: int, partial: bool) -> None:
+    """Move the 32-bit number at `at`, and the checksum with it; a partial checksum does not cover it."""
+    old = _U32.unpack_from(buf, at)[0]
+    new = (old + delta) & MASK
+    _U32.pack_into(buf, at, new)
+    if not partial:
+        field = _U16.unpack_from(buf, l4 + tcp.CHECKSUM)[0]
+        _U16.pack_into(buf, l4 + tcp.CHECKSUM, moved32(field, old, new, bool(at - l4 & 1)))

@@ -1,0 +1,194 @@
+"""The rewriter: moves TCP numbers between the secondary guest's space and the primary's.
+
+    to_guest ──▶ guest     ack, SACK edges and TSecr into the guest's own space
+    guest ──▶ from_guest   seq and TSval into the primary's space
+
+Connections it doesn't know pass untouched: those of before its start, and, after a failover, new
+ones. A committed checkpoint makes the guest a copy of the primary, so every offset is forgotten.
+After a failover, connections that were released unchecked are reset: the guest can't carry them on.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Mapping
+from typing import Any
+
+from lockstep.batch import Batch
+from lockstep.config import Node
+from lockstep.flow.key import flow_key, reversed_key
+from lockstep.flow.sweep import Sweep
+from lockstep.streams import EVENTS, FROM_GUEST, GUEST, TO_GUEST, CommandError, Cut, Event, Gap, Item, Output
+from lockstep.wire import frame, tcp, vnet
+from lockstep.wire.frame import Frame, dissect
+from services.rewriter.connection import Connection
+from services.rewriter.reset import reset
+
+#: Unprotected connections that are remembered for a reset, at most.
+MOST_DOOMED = 65_536
+
+
+class Core:
+    """See the module."""
+
+    def __init__(self, config: Node) -> None:
+        self.epoch = 0
+        self._config = config.rewriter
+        self.counters = dict.fromkeys(
+            (
+                "to_guest_frames", "from_guest_frames", "malformed", "learned", "refused_connections", "forgotten",
+                "resets", "gaps_to_guest", "dropped_from_guest",
+            ),
+            0,
+        )  # fmt: skip
+        self._connections: dict[bytes, Connection] = {}
+        #: Connections released unchecked, oldest first.
+        self._doomed: dict[bytes, None] = {}
+        self._speaking = False
+        self._frame = Frame()
+        self._sweep = Sweep()
+
+    def push(self, stream: str, item: Item, now: float) -> list[Output]:
+        """Take a batch or cut, or an event of the comparer or the redirector."""
+        self._sweep.start(now)
+        if isinstance(item, Batch):
+            if stream == GUEST:
+                self.counters["from_guest_frames"] += len(item)
+                return self._rewritten(item, now, from_guest=True)
+            if stream == TO_GUEST:
+                self.counters["to_guest_frames"] += len(item)
+                return self._rewritten(item, now, from_guest=False)
+        elif isinstance(item, Cut) and stream == TO_GUEST:
+            if item.phase == "commit":
+                self.epoch = item.epoch
+                self.counters["forgotten"] += len(self._connections)
+                self._connections.clear()
+                self._doomed.clear()
+            return [(FROM_GUEST, item)]
+        elif isinstance(item, Gap) and stream == TO_GUEST:
+            self.counters["gaps_to_guest"] += 1
+            return [Event("gap", {"stream": stream, "reason": item.reason, "lost": item.lost})]
+        elif isinstance(item, Event) and stream == EVENTS:
+            self._hear(item)
+            return []
+        raise AssertionError(f"the rewriter takes no {type(item).__name__} on {stream}")
+
+    def _hear(self, event: Event) -> None:
+        key = event.fields.get("key")
+        if event.name == "unprotected" and isinstance(key, bytes):
+            self._doomed[key] = None
+            if len(self._doomed) > MOST_DOOMED:
+                del self._doomed[next(iter(self._doomed))]
+        elif event.name == "failover" and event.fields.get("survivor") == "secondary":
+            self._speaking = True
+
+    def _rewritten(self, batch: Batch, now: float, *, from_guest: bool) -> list[Output]:
+        """The batch with its numbers moved; `resets` replace what a doomed connection says."""
+        f, size = self._frame, batch.vnet
+        data = bytearray(batch.data)
+        dropped: list[tuple[int, int]] = []
+        resets: list[tuple[str, bytes]] = []
+        end = 0
+        for length in batch.lengths:
+            start, end = end, end + length
+            kind = dissect(f, data, start + size, end)
+            if kind != frame.TCP:
+                self.counters["malformed"] += kind == frame.MALFORMED
+                continue
+            key = flow_key(f, data) if from_guest else reversed_key(f, data)
+            syn = data[f.l4 + tcp.FLAGS] & tcp.SYN
+            if self._speaking and key in self._doomed and not syn:
+                resets += self._resets(f, data, self._connections.get(key), from_guest)
+                dropped.append((start, end))
+                continue
+            partial = bool(size and data[start] & vnet.NEEDS_CSUM)
+            if from_guest:
+                self._from_guest(key, data, partial, bool(syn), now)
+            else:
+                self._to_guest(key, data, partial, now)
+        moved = Batch(data, batch.lengths, size)
+        if dropped:
+            gone = set(dropped)
+            moved = Batch.of([data[s:e] for s, e in moved.spans() if (s, e) not in gone], size)
+        outputs: list[Output] = [(FROM_GUEST if from_guest else GUEST, moved)] if len(moved) else []
+        outputs += [(where, Batch(raw, array("I", (len(raw),)))) for where, raw in resets]
+        return outputs
+
+    def _from_guest(self, key: bytes, data: bytearray, partial: bool, syn: bool, now: float) -> None:
+        f = self._frame
+        connection = self._connections.get(key)
+        if syn:
+            if connection is None:
+                if len(self._connections) >= self._config.max_flows:
+                    self.counters["refused_connections"] += 1
+                    return
+                connection = self._connections[key] = Connection(now)
+            connection.guest_syn(data, f.l4, f.payload)
+            self._doomed.pop(key, None)
+        if connection is None:
+            return
+        connection.touched = now
+        if connection.known and not (syn and connection.waiting):
+            connection.to_primary_space(data, f.l4, f.payload, partial, self._speaking)
+
+    def _to_guest(self, key: bytes, data: bytearray, partial: bool, now: float) -> None:
+        f = self._frame
+        connection = self._connections.get(key)
+        if connection is None:
+            return
+        connection.touched = now
+        if connection.waiting and connection.client_answers(data, f.l4, f.payload):
+            self.counters["learned"] += 1
+        if connection.known:
+            connection.to_guest_space(data, f.l4, f.payload, partial)
+
+    def _resets(
+        self, f: Frame, data: bytearray, connection: Connection | None, from_guest: bool
+    ) -> list[tuple[str, bytes]]:
+        """Reset both ends of the connection of this segment; the client at the number it expects (RFC 5961 §3)."""
+        seq, ack = struct.unpack_from(">II", data, f.l4 + tcp.SEQ)
+        following = (seq + f.payload_end - f.payload) & 0xFFFFFFFF
+        self.counters["resets"] += 1
+        if not from_guest:
+            return [
+                (FROM_GUEST, reset(f, data, back=True, seq=ack, ack=following)),
+                (GUEST, reset(f, data, back=False, seq=seq, ack=0)),
+            ]
+        resets = [(GUEST, reset(f, data, back=True, seq=ack, ack=following))]
+        if connection is not None and connection.client_ack is not None:
+            resets.append((FROM_GUEST, reset(f, data, back=False, seq=connection.client_ack, ack=ack)))
+        return resets
+
+    def tick(self, now: float) -> list[Output]:
+        """Forget idle connections."""
+        for key in self._sweep.due(self._connections, now):
+            connection = self._connections.get(key)
+            if connection is not None and now - connection.touched > self._config.idle_timeout:
+                del self._connections[key]
+                self.counters["forgotten"] += 1
+        return []
+
+    def next_deadline(self) -> float | None:
+        """See Core in lockstep.streams."""
+        return self._sweep.next if self._connections else None
+
+    def command(self, op: str, arguments: Mapping[str, Any], now: float) -> tuple[dict[str, Any], list[Output]]:
+        """It takes no requests of its own: a failover reaches it as the redirector's event."""
+        raise CommandError(f"the rewriter has no `{op}`")
+
+    def reload(self, config: Node) -> None:
+        """Take new limits."""
+        self._config = config.rewriter
+
+    def undelivered(self, stream: str, item: Batch | Cut, now: float) -> list[Output]:
+        """A full link lost frames; the guest sends them again."""
+        if isinstance(item, Cut):
+            return [Event("cut_lost", {"stream": stream, "epoch": item.epoch, "phase": item.phase})]
+        name = f"dropped_{stream}"
+        self.counters[name] = self.counters.get(name, 0) + len(item)
+        return []
+
+    def status(self) -> dict[str, Any]:
+        """How many connections it knows, and how many it will reset."""
+        return {"connections": len(self._connections), "doomed": len(self._doomed), "speaking": self._speaking}
