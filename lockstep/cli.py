@@ -12,12 +12,14 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lockstep import __version__, config, exits
 from lockstep.config import ConfigError, Frontend, Node, Service
 from lockstep.control import ControlError, ControlRefused, request
 from lockstep.link.zmq import Curve, LinkError
+from lockstep.service import leave_script_folder
 
 #: What typer exits with when it doesn't understand its arguments.
 _TYPER_USAGE = 2
@@ -100,7 +102,7 @@ def status(config_file: ConfigFile = None, as_json: AsJson = False, timeout: Tim
     for service in node.services or config.all_services():
         try:
             answers[service] = _ask(node, service, "status", timeout)
-        except ControlError as error:
+        except (ControlError, LinkError) as error:
             missing = True
             answers[service] = {"error": str(error)}
     if as_json:
@@ -144,8 +146,20 @@ def reload(config_file: ConfigFile = None, timeout: Timeout = 2.0) -> None:
 
 
 @app.command("check-config")
-def check_config(config_file: ConfigFile = None, as_json: AsJson = False) -> None:
+def check_config(
+    config_file: ConfigFile = None,
+    as_json: AsJson = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="List every setting, its default and its meaning.")
+    ] = False,
+) -> None:
     """Check a configuration, with the environment's LOCKSTEP_… variables laid over it."""
+    if explain:
+        table = Table("setting", "default", "meaning", box=None, header_style="bold")
+        for name, default, meaning in config.explain():
+            table.add_row(name, escape(default), escape(meaning))
+        Console().print(table)
+        return
     try:
         node = config.load(config_file)
     except ConfigError as error:
@@ -157,7 +171,11 @@ def check_config(config_file: ConfigFile = None, as_json: AsJson = False) -> Non
         else:
             print(error, file=sys.stderr)
         raise typer.Exit(exits.CONFIG) from error
-    print(json.dumps({"ok": True, "config": node.model_dump(mode="json")}) if as_json else f"{config_file}: fine")
+    print(
+        json.dumps({"ok": True, "config": node.model_dump(mode="json")})
+        if as_json
+        else f"{config_file or 'the environment'}: fine"
+    )
 
 
 @app.command()
@@ -194,7 +212,7 @@ def _curve(node: Node) -> Curve | None:
 
 
 def _ask(node: Node, service: Service, op: str, timeout: float) -> dict[str, Any]:
-    return request(node.control_endpoint(service), op, timeout, curve=_curve(node))
+    return request(config.reachable(node.control_endpoint(service)), op, timeout, curve=_curve(node))
 
 
 def _asked(node: Node, service: Service, op: str, timeout: float) -> dict[str, Any]:
@@ -227,6 +245,7 @@ def _table(answers: dict[str, dict[str, Any]]) -> Table:
 
 def main() -> None:
     """Entry point: typer's code for wrong usage becomes ours."""
+    leave_script_folder()
     try:
         app()
     except SystemExit as end:

@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 from lockstep.streams import STREAMS
 from lockstep.wiring import LOCAL, SERVICES
 
+Stream = Literal["ingress", "to_guest", "from_guest", "primary", "secondary", "released"]
 Service = Literal["mirror", "redirector", "rewriter", "comparer"]
 Frontend = Literal["tap", "pcap", "memory"]
 OnDivergence = Literal["hold", "unprotect", "checkpoint"]
@@ -34,6 +35,10 @@ ENV_RESERVED = frozenset({"LOCKSTEP_CONFIG", "LOCKSTEP_REQUIRE", "LOCKSTEP_CORPU
 
 _MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}", re.IGNORECASE)
 _TCP = re.compile(r"tcp://(?P<host>\[[0-9a-fA-F:.%]+\]|[A-Za-z0-9._-]+|\*):(?P<port>[0-9]{1,5})")
+#: 32 bytes in Z85 (ZeroMQ RFC 32).
+_Z85_KEY = re.compile(r"[0-9a-zA-Z.:+=^!/*?&<>()\[\]{}@%$#-]{40}")
+#: IFNAMSIZ, without its closing zero.
+_LONGEST_DEVICE = 15
 #: sockaddr_un.sun_path, without its closing zero.
 _LONGEST_IPC_PATH = 107
 
@@ -80,6 +85,19 @@ def parse_endpoint(text: str) -> tuple[str, str]:
     return "tcp", text.removeprefix("tcp://")
 
 
+def reachable(endpoint: str) -> str:
+    """Where to connect to reach what is bound at `endpoint` on this machine: a wildcard is the loopback."""
+    for wildcard, loopback in (("*", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("[::]", "[::1]")):
+        if endpoint.startswith(f"tcp://{wildcard}:"):
+            return endpoint.replace(wildcard, loopback, 1)
+    return endpoint
+
+
+def _check_key(text: str) -> None:
+    if not _Z85_KEY.fullmatch(text):
+        raise ValueError("a public key has 40 characters (Z85), as `lockstep keygen` prints it")
+
+
 def is_loopback(endpoint: str) -> bool:
     """Whether an endpoint can be reached from this machine alone."""
     transport, address = parse_endpoint(endpoint)
@@ -109,6 +127,13 @@ class Link(_Model):
         parse_endpoint(value)
         return value
 
+    @field_validator("key")
+    @classmethod
+    def _key(cls, value: str | None) -> str | None:
+        if value is not None:
+            _check_key(value)
+        return value
+
 
 class Port(_Model):
     """A capture frontend's two-way end. Each frontend uses the settings it knows."""
@@ -123,8 +148,10 @@ class Port(_Model):
     @field_validator("device")
     @classmethod
     def _device(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[^\s/:]{1,15}", value):
-            raise ValueError("the name of an interface has 1 to 15 characters, without space, slash or colon")
+        if value is not None and (not re.fullmatch(r"[^\s/:%]+", value) or len(value.encode()) > _LONGEST_DEVICE):
+            raise ValueError(
+                f"the name of an interface has 1 to {_LONGEST_DEVICE} bytes, without space, slash, colon or %"
+            )
         return value
 
 
@@ -185,8 +212,7 @@ class Security(_Model):
     @classmethod
     def _peers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for key in value:
-            if len(key) != 40:
-                raise ValueError("a public key has 40 characters (Z85), as `lockstep keygen` prints it")
+            _check_key(key)
         return value
 
 
@@ -232,7 +258,7 @@ class Node(_Model):
     services: tuple[Service, ...] = Field((), description="what `lockstep up` runs here")
     run_dir: Path = Field(Path("/run/lockstep"), description="control sockets and ipc links")
     capture: Frontend = Field("tap", description="frontend of every port that doesn't name its own")
-    links: dict[str, Link] = Field(
+    links: dict[Stream, Link] = Field(
         default_factory=dict, description="stream → endpoint, or a table with `endpoint` and `hwm`"
     )
     guest: Guest = Field(default_factory=Guest)
@@ -259,14 +285,6 @@ class Node(_Model):
             return {name: {"endpoint": link} if isinstance(link, str) else link for name, link in value.items()}
         return value
 
-    @field_validator("links")
-    @classmethod
-    def _known_streams(cls, value: dict[str, Link]) -> dict[str, Link]:
-        for name in value:
-            if name not in STREAMS:
-                raise ValueError(f"there is no stream {name!r}; streams are {', '.join(STREAMS)}")
-        return value
-
     @field_validator("control", "publish", "events")
     @classmethod
     def _endpoints(cls, value: Any) -> Any:
@@ -276,7 +294,9 @@ class Node(_Model):
 
     def link(self, stream: str) -> Link:
         """The link of a stream; one that was not configured is ipc in `run_dir`."""
-        return self.links.get(stream) or Link.model_validate({"endpoint": f"ipc://{self.run_dir}/{stream}"})
+        return self.links.get(cast(Stream, stream)) or Link.model_validate(
+            {"endpoint": f"ipc://{self.run_dir}/{stream}"}
+        )
 
     def control_endpoint(self, service: Service) -> str:
         """Where a service takes control requests."""
@@ -325,16 +345,38 @@ def load(
                 table = raw.get(service)
                 if isinstance(table, dict) and isinstance(table.get(name), dict):
                     table[name].pop("capture", None)
-    node = None
-    try:
-        node = Node.model_validate(raw)
-    except ValidationError as error:
-        faults += [_fault(dict(entry)) for entry in error.errors()]
+    # Where settings are wrong, say so, and without them see what else would be.
+    node, found = _validated(raw)
+    while node is None and found:
+        faults += found
+        node, found = _validated(raw)
     if node is not None:
-        faults += _joint_faults(node, services if services is not None else node.services)
+        named = {fault.setting for fault in faults}
+        joint = _joint_faults(node, services if services is not None else node.services)
+        faults += [fault for fault in joint if fault.setting not in named]
     if faults or node is None:
-        raise ConfigError(source, faults)
+        raise ConfigError(source, list(dict.fromkeys(faults)))
     return node
+
+
+def _validated(raw: dict[str, Any]) -> tuple[Node | None, list[Fault]]:
+    """The node, or what is wrong with single settings; those are taken out of `raw`."""
+    try:
+        return Node.model_validate(raw), []
+    except ValidationError as error:
+        entries: list[dict[str, Any]] = [dict(entry) for entry in error.errors()]
+    for entry in entries:
+        place: Any = raw
+        *tables, last = [part for part in entry["loc"] if part != "[key]"] or [""]
+        for table in tables:
+            inner = place.get(table) if isinstance(place, dict) else None
+            if not isinstance(inner, dict):
+                last = table
+                break
+            place = inner
+        if isinstance(place, dict):
+            place.pop(last, None)
+    return None, [_fault(entry) for entry in entries]
 
 
 def _overlay(raw: dict[str, Any], environ: Mapping[str, str]) -> Iterator[Fault]:
@@ -380,7 +422,7 @@ _WAYS_OUT = {
 
 
 def _fault(entry: dict[str, Any]) -> Fault:
-    place = [str(part) for part in entry["loc"]]
+    place = [str(part) for part in entry["loc"] if part != "[key]"]
     setting = ".".join(place) or "(file)"
     kind, context = entry["type"], entry.get("ctx", {})
     value = entry.get("input")
@@ -392,6 +434,8 @@ def _fault(entry: dict[str, Any]) -> Fault:
         way_out = f"Did you mean `{close[0]}`?" if close else f"Remove it; here are: {', '.join(known)}."
         return Fault(setting, shown, why, way_out)
     if kind == "literal_error":
+        if entry["loc"][-1:] == ("[key]",):
+            return Fault(setting, "", "there is no such name", f"Names are {context['expected']}.")
         return Fault(setting, shown, "not one of its values", f"Choose {context['expected']}.")
     if kind in ("greater_than_equal", "less_than_equal"):
         bound = context.get("ge", context.get("le"))
@@ -435,26 +479,28 @@ def _joint_faults(node: Node, services: tuple[Service, ...]) -> list[Fault]:
     for service in services:
         for name in SERVICES[service].ports:
             faults += _port_faults(node, service, name)
+    faults += _run_dir_faults(node)
+    if faults and faults[-1].setting == "run_dir":
+        return faults
     for setting, endpoint in _endpoints(node, services):
-        transport, address = parse_endpoint(endpoint)
-        if (
-            transport == "tcp"
-            and not is_loopback(endpoint)
-            and not node.security.insecure
-            and not node.security.secret_key
-        ):
+        if not is_loopback(endpoint) and not node.security.insecure and not node.security.secret_key:
             way_out = "Set security.secret_key and security.peers (`lockstep keygen`), or security.insecure = true."
             faults.append(Fault(setting, endpoint, "leaves this machine without encryption", way_out))
-        if transport == "ipc" and len(address.encode()) > _LONGEST_IPC_PATH:
-            faults.append(Fault("run_dir", str(node.run_dir), "too long for a socket's path", "Choose a shorter one."))
     if node.security.secret_key and not node.security.peers:
         way_out = "Add the public keys of the other nodes."
         faults.append(Fault("security.peers", "[]", "with a secret key and no peers nobody could connect", way_out))
-    if not node.run_dir.is_absolute():
-        faults.append(
-            Fault("run_dir", str(node.run_dir), "not an absolute path", "Write it from the root, as in /run/lockstep.")
-        )
     return faults
+
+
+def _run_dir_faults(node: Node) -> list[Fault]:
+    if not node.run_dir.is_absolute():
+        way_out = "Write it from the root, as in /run/lockstep."
+        return [Fault("run_dir", str(node.run_dir), "not an absolute path", way_out)]
+    longest = max(len(f"/{service}.control") for service in SERVICES)
+    if len(str(node.run_dir).encode()) + longest > _LONGEST_IPC_PATH:
+        way_out = f"Choose one of {_LONGEST_IPC_PATH - longest} bytes at most."
+        return [Fault("run_dir", str(node.run_dir), "too long for the path of a socket", way_out)]
+    return []
 
 
 def _endpoints(node: Node, services: tuple[Service, ...]) -> Iterator[tuple[str, str]]:
@@ -465,6 +511,9 @@ def _endpoints(node: Node, services: tuple[Service, ...]) -> Iterator[tuple[str,
                 yield f"links.{stream}", node.link(stream).endpoint
         yield f"control.{service}", node.control_endpoint(service)
         yield f"publish.{service}", node.events_endpoint(service)
+        if SERVICES[service].hears:
+            for endpoint in node.events:
+                yield "events", endpoint
 
 
 def _port_faults(node: Node, service: str, name: str) -> list[Fault]:
@@ -483,3 +532,18 @@ def _port_faults(node: Node, service: str, name: str) -> list[Fault]:
 def all_services() -> tuple[Service, ...]:
     """Every service, in the order in which a node starts them."""
     return get_args(Service)
+
+
+def explain() -> Iterator[tuple[str, str, str]]:
+    """Every setting: its name, its default (as in TOML, or nothing), and what it is."""
+    yield from _explain(Node, "")
+
+
+def _explain(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _explain(field.annotation, f"{prefix}{name}.")
+            continue
+        default = field.get_default(call_default_factory=True, validated_data={})
+        shown = "" if default is None else json.dumps(default, default=str)
+        yield f"{prefix}{name}", shown, field.description or ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,15 @@ from lockstep.capture.base import PortError, PortPermissionError
 from lockstep.config import ConfigError, Node, Service
 from lockstep.link.zmq import LinkError
 from lockstep.streams import Core
+
+
+def leave_script_folder() -> None:
+    """Take the folder of the started script out of the import path.
+
+    Python puts it there; a `services.py` among the scripts (impacket installs one) would hide our package.
+    """
+    if sys.path and sys.path[0] == str(Path(sys.argv[0]).resolve().parent):
+        del sys.path[0]
 
 
 def core_of(service: Service, node: Node) -> Core:
@@ -33,14 +43,18 @@ def run(services: tuple[Service, ...], path: Path | None, capture: str | None = 
         return exits.CONFIG
     log.configure(node.log, node=node.node)
     try:
-        shell = Shell(node, {service: core_of(service, node) for service in services}, path=path)
+        shell = Shell(node, {service: core_of(service, node) for service in services}, path=path, capture=capture)
     except PortPermissionError as error:
         print(f"not permitted: {error}", file=sys.stderr)
         return exits.NOPERM
     except (PortError, LinkError) as error:
         print(f"can't start: {error}", file=sys.stderr)
         return exits.UNAVAILABLE
-    shell.run()
+    try:
+        shell.run()
+    except PortError as error:
+        print(f"can't go on: {error}", file=sys.stderr)
+        return exits.UNAVAILABLE
     return exits.OK
 
 
@@ -51,7 +65,9 @@ def main(service: Service, description: str | None, argv: Sequence[str] | None =
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("-c", "--config", type=Path, metavar="NODE.TOML", help="this node's configuration")
+    parser.add_argument(
+        "-c", "--config", type=Path, metavar="NODE.TOML", help="this node's configuration (or LOCKSTEP_CONFIG)"
+    )
     parser.add_argument(
         "--capture", choices=get_args(config.Frontend), help="frontend of every port, instead of the file's"
     )
@@ -60,4 +76,5 @@ def main(service: Service, description: str | None, argv: Sequence[str] | None =
         arguments = parser.parse_args(argv)
     except SystemExit as error:
         return exits.USAGE if error.code else exits.OK
-    return run((service,), arguments.config, arguments.capture)
+    named = os.environ.get("LOCKSTEP_CONFIG")
+    return run((service,), arguments.config or (Path(named) if named else None), arguments.capture)

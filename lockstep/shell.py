@@ -44,6 +44,7 @@ Act = Callable[[float], None]
 class Shell:
     """Runs the cores of `services` until it is told to stop.
 
+    path, capture: where the configuration came from, for `reload`.
     ports: opened ports by `service.port`, for those that are not opened from the configuration.
     """
 
@@ -53,10 +54,11 @@ class Shell:
         cores: Mapping[Service, Core],
         *,
         path: Path | None = None,
+        capture: str | None = None,
         ports: Mapping[str, Port] | None = None,
     ) -> None:
         self._node = node
-        self._path = path
+        self._path, self._capture = path, capture
         self._cores = dict(cores)
         self._stack = ExitStack()
         self._poller = zmq.Poller()
@@ -116,7 +118,7 @@ class Shell:
             self._stack.callback(server.close)
             self._servers[service] = server
             self._watch(server.socket, self._control_act(service, server))
-            heard = [node.events_endpoint(other) for other in SERVICES[service].hears]
+            heard = [configuration.reachable(node.events_endpoint(other)) for other in SERVICES[service].hears]
             if heard:
                 listener = Listener(context, [*heard, *node.events], self._towards(curve, None))
                 self._stack.callback(listener.close)
@@ -174,6 +176,14 @@ class Shell:
 
         return act
 
+    def _flush_act(self, sender: Sender) -> Act:
+        def act(now: float) -> None:
+            if sender.flush():
+                self._poller.unregister(sender.socket)
+                del self._acts[sender.socket]
+
+        return act
+
     def _control_act(self, service: Service, server: Server) -> Act:
         def act(now: float) -> None:
             while server.serve(lambda op, arguments: self._command(service, op, arguments, now)):
@@ -206,8 +216,12 @@ class Shell:
             if (service, where) in self._ports and isinstance(item, Batch):
                 self._ports[service, where].write(item)
             elif where in self._senders:
-                if not self._senders[where].send(item, self._cores[service].epoch):
+                sender = self._senders[where]
+                if not sender.send(item, self._cores[service].epoch):
                     self._carry_out(service, self._cores[service].undelivered(where, item, now), now)
+                if sender.blocked and sender.socket not in self._acts:
+                    self._poller.register(sender.socket, zmq.POLLOUT)
+                    self._acts[sender.socket] = self._flush_act(sender)
             elif where in self._consumers and where in self._producers:
                 if isinstance(item, Batch):
                     item = Batch(item.data, item.lengths, item.vnet, self._cores[service].epoch)
@@ -249,7 +263,7 @@ class Shell:
         if self._path is None:
             raise ControlRefused("this process was not started from a file, so there is nothing to read again")
         try:
-            node = configuration.load(self._path, services=(service,))
+            node = configuration.load(self._path, services=(service,), capture=self._capture)
         except configuration.ConfigError as error:
             raise ControlRefused(str(error)) from error
         core.reload(node)

@@ -66,7 +66,8 @@ class Transfer:
 
     def __init__(self) -> None:
         self.meter = Meter()
-        self.result: dict[str, Any] = {"sha256": None, "header_bytes": 0, "wrong_bytes_delivered": 0, "first_wrong": None}
+        self.result: dict[str, Any] = {"sha256": None, "header_bytes": 0}
+        self.result |= {"wrong_bytes_delivered": 0, "first_wrong": None}
 
     def run(self, options: argparse.Namespace) -> dict[str, Any]:
         """Connect, transfer and report."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from lockstep.demo import DemoOptions, scenarios
 from lockstep.demo.display import Display
-from lockstep.demo.namespaces import EX_UNAVAILABLE, Obstacle, prepare
+from lockstep.demo.namespaces import Obstacle, prepare
 
 
 def conduct(options: DemoOptions) -> int:
@@ -78,8 +78,7 @@ def _theatre(options: DemoOptions, display: Display) -> scenarios.Theatre:
 
             return Namespaces(options.keep_logs)
         except ModuleNotFoundError as missing:
-            way_out = 'pip install "lockstep[demo]"'
-            obstacle = Obstacle(f"the Python package {missing.name} is missing: {way_out}", EX_UNAVAILABLE)
+            obstacle = Obstacle(f"the Python package {missing.name} is missing: pip install {missing.name}")
         except Obstacle as found:
             obstacle = found
         if options.capture == "tap":

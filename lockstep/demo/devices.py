@@ -1,8 +1,10 @@
-"""Interfaces, addresses and bridges, through netlink (pyroute2). The demo's network in one picture:
+"""Interfaces, addresses and bridges, through netlink (pyroute2).
 
     client ──eth0══veth══cli── br0 ── ls-net ◀─ mirror ─▶ eth0 ── srv
                                  │
                                  └─── ls-up  ◀─ redirector … rewriter ─▶ eth0 ── srv2
+
+The devices marked with arrows are TAPs. They are made here, so that they outlive the services.
 """
 
 from __future__ import annotations
@@ -11,21 +13,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pyroute2 import IPRoute  # type: ignore[import-untyped]
+from pyroute2 import IPRoute
 
 from lockstep.demo import vlan
+from lockstep.demo.addresses import ADDRESSES, CLIENT_MAC, GUEST_MAC, VLAN_ID
 from lockstep.demo.namespaces import Namespace, add_tap
-
-GUEST_MAC = "52:54:00:00:00:02"
-VLAN_ID = 77
-PORT = 80
-
-#: network → the client's and the guest's address, and the length of their prefix.
-ADDRESSES = {
-    "ipv4": ("10.77.0.1", "10.77.0.2", 24),
-    "ipv6": ("fd77::1", "fd77::2", 64),
-    "vlan": ("10.78.0.1", "10.78.0.2", 24),
-}
 
 _QUEUE = 5000
 _NODAD = 0x02  # IFA_F_NODAD, <linux/if_addr.h>
@@ -50,13 +42,11 @@ def build(network: Namespace, client: Namespace, guests: Iterable[Namespace]) ->
             ip.link("set", index=_index(ip, name), master=bridge)
         _up(ip, "lo", "cli", "ls-net", "ls-up", "br0")
     with client.entered():
-        _inhabit(0)
-    for guest in guests:
-        with guest.entered():
+        _inhabit(CLIENT_MAC, guest=False)
+    for namespace in guests:
+        with namespace.entered():
             add_tap("eth0")
-            with IPRoute() as ip:
-                ip.link("set", index=_index(ip, "eth0"), address=GUEST_MAC)
-            _inhabit(1)
+            _inhabit(GUEST_MAC, guest=True)
 
 
 def has_ipv6() -> bool:
@@ -64,13 +54,14 @@ def has_ipv6() -> bool:
     return Path("/proc/net/if_inet6").exists()
 
 
-def _inhabit(side: int) -> None:
-    """Give eth0 of the client (side 0) or of a guest (side 1) its addresses, and its VLAN."""
+def _inhabit(mac: str, *, guest: bool) -> None:
+    """Give eth0 of the client or of a guest its addresses, and its VLAN."""
     with IPRoute() as ip:
         eth0 = _index(ip, "eth0")
+        ip.link("set", index=eth0, address=mac)
         _up(ip, "lo", "eth0")
-        for network, entry in ADDRESSES.items():
-            address, prefix = entry[side], entry[2]
+        for network, subnet in ADDRESSES.items():
+            address, prefix = subnet.guest if guest else subnet.client, subnet.prefix
             if network == "vlan":
                 vlan.add(ip, eth0, VLAN_ID, address, prefix)
             elif network == "ipv4":
@@ -86,8 +77,8 @@ def _up(ip: Any, *names: str) -> None:
             ip.link("set", index=index, txqlen=_QUEUE)
             if has_ipv6():
                 # No link-local address: its duplicate detection and MLD reports are frames too.
-                modes: dict[str, Any] = {"attrs": [["AF_INET6", {"attrs": [["IFLA_INET6_ADDR_GEN_MODE", _ADDR_GEN_NONE]]}]]}
-                ip.link("set", index=index, IFLA_AF_SPEC=modes)
+                mode = ["IFLA_INET6_ADDR_GEN_MODE", _ADDR_GEN_NONE]
+                ip.link("set", index=index, IFLA_AF_SPEC={"attrs": [["AF_INET6", {"attrs": [mode]}]]})
         ip.link("set", index=index, state="up")
 
 

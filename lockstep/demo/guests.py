@@ -66,7 +66,7 @@ class Host:
     def __init__(self, own: str, gateway: str, addresses: tuple[str, str], seed: int, vlan: int | None = None) -> None:
         tag = b"" if vlan is None else struct.pack("!HH", ethernet.VLAN, vlan)
         self._link = bytes.fromhex((gateway + own).replace(":", "")) + tag
-        self._addresses = {ip.version: ip.packed for ip in map(ipaddress.ip_address, addresses)}
+        self._addresses: dict[int, bytes] = {ip.version: ip.packed for ip in map(ipaddress.ip_address, addresses)}
         self._random = random.Random(seed)
         self._ident = self._random.getrandbits(16)
         self._frame = Frame()
@@ -158,7 +158,7 @@ class Connection:
 
     def __init__(self, host: Host, peer: Peer, app: App, chance: random.Random) -> None:
         self.host, self.peer, self.app = host, peer, app
-        self.una = self.nxt = chance.getrandbits(32)
+        self.una = self.nxt = self._first = chance.getrandbits(32)
         self._clock = chance.getrandbits(32)
         self.rcv: int | None = None
         self.established = self.reset = self.closed = False
@@ -169,6 +169,11 @@ class Connection:
         self._recent = self._window = self._duplicates = 0
         self._rto = RTO
         self._fin_sent = self._fin_received = self._ack_due = False
+
+    @property
+    def acked(self) -> int:
+        """Bytes that the peer has acknowledged (of less than 2 GiB)."""
+        return max(0, seqnum.diff(self.una, self._first) - 1)
 
     def open(self, now: float) -> None:
         """Send the SYN."""
@@ -293,7 +298,8 @@ class Connection:
         elif self._early and self.rcv is not None and not payload:
             rcv = self.rcv
             start = min(self._early, key=lambda start: seqnum.diff(start, rcv))
-            options += b"\x01\x01" + struct.pack("!BBII", tcp.SACK, 10, start, seqnum.add(start, len(self._early[start])))
+            end = seqnum.add(start, len(self._early[start]))
+            options += b"\x01\x01" + struct.pack("!BBII", tcp.SACK, 10, start, end)
         offset = (tcp.HEADER + len(options)) << 2
         ports = (self.peer.own_port, self.peer.port)
         header = struct.pack("!HHIIBBHHH", *ports, seq, self.rcv or 0, offset, flags, window, 0, 0)

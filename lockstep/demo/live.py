@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import selectors
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 from lockstep import control
 from lockstep.demo import devices, payload, scenarios
+from lockstep.demo.addresses import ADDRESSES, CLIENTS_PORT, GUESTS_SOURCE_PORT, PORT
 from lockstep.demo.display import PERIOD, Display
 from lockstep.demo.namespaces import Namespace, Obstacle
 from lockstep.demo.scenarios import Figures, Transfer
@@ -20,9 +22,6 @@ from lockstep.demo.server import header
 from lockstep.demo.stage import Stage, StageError
 
 _MIB = 1 << 20
-#: Source port of connections that the guests open: one for both replicas.
-_GUESTS_PORT = 40000
-_CLIENTS_PORT = 8080
 #: Seconds after which the client of `diverge` believes that nothing more will come.
 _PATIENCE = 1.0
 
@@ -99,7 +98,8 @@ class Namespaces:
         with self._stage(transfer, "unprotect") as stage, _Guests(stage, transfer) as guests:
             result = guests.transfer(watch)
         if failover_ms is None:
-            raise StageError(f"{transfer}: it ended after {result['bytes']} bytes, before the primary was killed: {result['error']}")
+            early = f"it ended after {result['bytes']} bytes, before the primary was killed"
+            raise StageError(f"{transfer}: {early}: {result['error']}")
         return {
             "network": transfer.network,
             "direction": transfer.direction,
@@ -128,7 +128,7 @@ class _Guests:
 
     def __enter__(self) -> _Guests:
         if self._transfer.opened_by == "client":
-            self._start_servers("--port", devices.PORT)
+            self._start_servers("--port", PORT)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -143,10 +143,10 @@ class _Guests:
     def transfer(self, watch: Watch, give_up: float = 20.0) -> Figures:
         """Have the client make its request, and give its result. `watch` is told how many bytes went over."""
         transfer = self._transfer
-        client_address, guest_address, _ = devices.ADDRESSES[transfer.network]
-        where: tuple[str | int, ...] = ("--connect", guest_address, "--port", devices.PORT)
+        subnet = ADDRESSES[transfer.network]
+        where: tuple[str | int, ...] = ("--connect", subnet.guest, "--port", PORT)
         if transfer.opened_by == "guest":
-            where = ("--listen", client_address, "--port", _CLIENTS_PORT)
+            where = ("--listen", subnet.client, "--port", CLIENTS_PORT)
         arguments = (*where, f"--{transfer.direction}", transfer.size, "--give-up", give_up)
         client = self._stage.python(
             self._stage.client_ns, "lockstep.demo.client", *map(str, arguments), stdout=subprocess.PIPE
@@ -159,7 +159,8 @@ class _Guests:
                 result: Figures = message["result"]
                 return result
             if "ready" in message:
-                self._start_servers("--connect", client_address, "--port", _CLIENTS_PORT, "--source-port", _GUESTS_PORT)
+                there = ("--connect", subnet.client, "--port", CLIENTS_PORT)
+                self._start_servers(*there, "--source-port", GUESTS_SOURCE_PORT)
             done = message.get("progress", done)
             watch(done)
 
@@ -191,10 +192,10 @@ class _Lines:
         while b"\n" not in self._rest:
             if not self._selector.select(timeout):
                 return {}
-            got = self._pipe.read1(65536)
+            got = os.read(self._pipe.fileno(), 65536)
             if not got:
                 code = self._program.wait()
-                raise StageError(f"{' '.join(self._program.args[2:])} ended with {code} before it was done")
+                raise StageError(f"{self._program.args!r} ended with {code} before it was done")
             self._rest += got
         line, _, self._rest = self._rest.partition(b"\n")
         message: dict[str, Any] = json.loads(line)

@@ -73,7 +73,7 @@ def play(theatre: Theatre, scenario: Scenario, options: DemoOptions, display: Di
             again = f" ({number + 1} of {options.repeat})" if options.repeat > 1 else ""
             display.stage(f"{scenario}: {legs[0] if scenario != 'serve' else legs[0].network}{again}")
             run = _carry_out(theatre, scenario, legs, display)
-            runs.append({"ok": _RULES[scenario](run), **run})
+            runs.append({"ok": _RULES[scenario](run), **_rounded(run)})
     result = {
         "scenario": scenario,
         "mode": theatre.mode,
@@ -115,6 +115,11 @@ def _runs(theatre: Theatre, scenario: Scenario, options: DemoOptions) -> Iterato
                 yield [Transfer(network, "download", opener, size("download"))]
             else:
                 yield from ([Transfer(network, direction, opener, size(direction))] for direction in directions)
+
+
+def _rounded(run: Figures) -> Figures:
+    """Times to a tenth of a millisecond; finer is noise."""
+    return {name: round(value, 1) if name in _WORST else value for name, value in run.items()}
 
 
 def _serve_ok(run: Figures) -> bool:

@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,9 @@ from typing import IO, Any
 
 from lockstep import control
 from lockstep.demo import devices
+from lockstep.demo.addresses import ADDRESSES
 from lockstep.demo.namespaces import Namespace, die_with_parent
+from lockstep.streams import STREAMS
 
 #: service → the node it runs on.
 NODES = {"comparer": "primary", "mirror": "primary", "redirector": "secondary", "rewriter": "secondary"}
@@ -41,6 +44,8 @@ _ROOT = Path(__file__).parents[2]
 #: Longest directory for which every socket's path in it still fits `sun_path`.
 _LONGEST_DIRECTORY = 60
 _GRACE = 2.0
+#: A port where nobody listens.
+_DISCARD = 9
 
 Value = str | int | float | bool | list[str]
 
@@ -85,7 +90,7 @@ class Stage:
     log_level: of the services.
 
     client_ns, srv_ns, srv2_ns, network_ns: the namespaces of the client, of the primary and of the
-    secondary guest, and of the bridge between them. Addresses stand in `devices.ADDRESSES`.
+    secondary guest, and of the bridge between them. Addresses stand in `addresses`.
     """
 
     def __init__(
@@ -124,6 +129,7 @@ class Stage:
                 self._start(name)
             self._wait_until_ready(tuple(NODES))
             undo.callback(self._save_status)
+            self._greet()
             self._undo = undo.pop_all()
         return self
 
@@ -201,18 +207,21 @@ class Stage:
                 "rewriter.guest": {"device": "eth0", "netns": self.srv2_ns.path},
             },
         }
-        guest = {"mac": devices.GUEST_MAC, "addresses": [entry[1] for entry in devices.ADDRESSES.values()]}
+        links: dict[str, dict[str, Value]] = {
+            f"links.{stream}": {"endpoint": f"ipc://{self.run_dir}/{stream}", "hwm": 1000} for stream in STREAMS
+        }
         for node, tables in ports.items():
             services = [service for service, place in NODES.items() if place == node]
             top: dict[str, Value] = {"node": node, "services": services, "run_dir": str(self.run_dir), "capture": "tap"}
             path = self._directory.path / f"{node}.toml"
-            path.write_text(_toml({"": top, "guest": guest, **self._settings, **tables}), encoding="utf-8")
+            path.write_text(_toml({"": top, **links, **self._settings, **tables}), encoding="utf-8")
             self.config_paths[node] = path
 
     def _start(self, name: str) -> None:
         log = self._directory.path / f"{name}.log"
         with log.open("ab") as out:
-            argv = [sys.executable, "-m", f"services.{name}", "-c", self.config_paths[NODES[name]]]
+            config = str(self.config_paths[NODES[name]])
+            argv = [sys.executable, "-m", f"services.{name}", "-c", config]
             process = self.popen(None, argv, stdout=out, stderr=out)
         self.services[name] = Service(name, process, log)
 
@@ -230,6 +239,23 @@ class Stage:
 
         for name in names:
             wait_for(lambda name=name: ready(name), f"the {name} to answer", timeout)  # type: ignore[misc]
+
+    def _greet(self) -> None:
+        """Have the client speak to the guests once over each network.
+
+        Both then know its MAC. A guest that spoke first would ask for it, and what the secondary asks
+        never leaves. It also shows that the whole way is open: the refusal is compared like any segment.
+        """
+        for network, subnet in ADDRESSES.items():
+            if network == "ipv6" and not devices.has_ipv6():
+                continue
+            with self.client_ns.entered():
+                try:
+                    socket.create_connection((subnet.guest, _DISCARD), timeout=5).close()
+                except ConnectionRefusedError:
+                    continue
+                except OSError as error:
+                    raise StageError(f"the client can't reach the guests over {network}: {error}") from error
 
     def _end_programs(self) -> None:
         """Ask everything to end, then see to it."""
@@ -252,7 +278,7 @@ class Stage:
         """Beside the logs: what each service has counted."""
         if self._keep_logs is None:
             return
-        for name in NODES:
+        for name in (name for name in NODES if self.services[name].alive()):
             try:
                 text = json.dumps(self.status(name), indent=2, default=repr)
             except control.ControlError as error:

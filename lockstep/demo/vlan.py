@@ -14,7 +14,7 @@ import platform
 import struct
 from typing import Any
 
-from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
+from pyroute2.netlink.exceptions import NetlinkError
 
 TAG_TYPE = 0x8100
 
@@ -106,7 +106,7 @@ def _load(program: bytes) -> int:
     code = ctypes.create_string_buffer(program, len(program))
     license_ = ctypes.create_string_buffer(b"GPL")
     attributes = struct.pack(
-        "<IIQQIIQII16x", _SCHED_CLS, len(program) // 8, ctypes.addressof(code), ctypes.addressof(license_), 0, 0, 0, 0, 0
+        "<IIQQ44x", _SCHED_CLS, len(program) // 8, ctypes.addressof(code), ctypes.addressof(license_)
     )
     buffer = ctypes.create_string_buffer(attributes, len(attributes))
     fd: int = _libc.syscall(number, _BPF_PROG_LOAD, buffer, len(attributes))

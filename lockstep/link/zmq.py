@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
 import zmq
 
-from lockstep.batch import Batch
+from lockstep.batch import MAX_BATCH, Batch
 from lockstep.config import parse_endpoint
 from lockstep.link.envelope import MAX_PART, REASONS, EnvelopeError, Message, decode, encode
 from lockstep.link.sequence import Sequence, StaleMessage
@@ -25,6 +26,8 @@ from lockstep.streams import Cut, Gap
 
 #: Kernel buffer of a tcp link at each end; together with the high-water mark this bounds what a stalled peer absorbs.
 TCP_BUFFER = 1 << 20
+#: Bytes that wait in a producer whose link is full: about what one TCP connection has in flight at most.
+MOST_PENDING = 16 << 20
 #: How long a closing producer goes on delivering what it has, in milliseconds.
 LINGER = 500
 
@@ -118,8 +121,10 @@ def _socket(
 class Sender:
     """The producing end of a stream.
 
-    Sending never blocks: with the link full the message is dropped and counted. Its number is used
-    up, so the consumer sees a gap and knows that its flows are in doubt.
+    Sending never blocks. What a full link doesn't take waits here, merged into larger batches, up
+    to MOST_PENDING bytes; call `flush` when the socket takes messages again. Beyond that a message
+    is dropped and counted. Its number is used up, so the consumer sees a gap and knows that its
+    flows are in doubt.
     """
 
     def __init__(
@@ -138,6 +143,8 @@ class Sender:
         self._boot = boot
         self._guest = guest
         self._number = 0
+        self._pending: deque[tuple[Batch | Cut, int]] = deque()
+        self._pending_bytes = 0
         self.socket = _socket(context, zmq.PUSH, endpoint, hwm, curve)
         try:
             self.socket.connect(endpoint)
@@ -145,17 +152,60 @@ class Sender:
             raise LinkError(f"links.{stream} can't connect to {endpoint}: {error}") from error
 
     def send(self, item: Batch | Cut, epoch: int) -> bool:
-        """Send a batch or a cut; False if the link is full and it was dropped."""
-        header, frames = encode(Message(self.stream, self._boot, epoch, self._number, item, self._guest))
-        self._number += 1
-        try:
-            # One copy: libzmq takes the bytes before this returns, so a reused buffer is safe.
-            self.socket.send_multipart((header, frames), zmq.DONTWAIT)
-        except zmq.Again:
+        """Send a batch or a cut, or keep it for `flush`; False if it was dropped."""
+        if self.flush() and self._send(item, epoch):
+            return True
+        size = len(item.data) if isinstance(item, Batch) else 0
+        if self._pending_bytes + size > MOST_PENDING:
+            self._number += 1
             self.counters["full"] += 1
             if isinstance(item, Batch):
                 self.counters["dropped_frames"] += len(item.lengths)
             return False
+        self._keep(item, epoch)
+        self._pending_bytes += size
+        return True
+
+    def _keep(self, item: Batch | Cut, epoch: int) -> None:
+        """Queue a copy, joined to the last batch where that has room."""
+        if isinstance(item, Cut):
+            self._pending.append((item, epoch))
+            return
+        last, its_epoch = self._pending[-1] if self._pending else (None, epoch)
+        if (
+            isinstance(last, Batch)
+            and isinstance(last.data, bytearray)
+            and (last.vnet, its_epoch) == (item.vnet, epoch)
+            and len(last.data) + len(item.data) <= MAX_BATCH
+        ):
+            last.data += item.data
+            last.lengths.extend(item.lengths)
+            return
+        self._pending.append((Batch(bytearray(item.data), item.lengths[:], item.vnet), epoch))
+
+    def flush(self) -> bool:
+        """Send what waits; True if nothing waits any more."""
+        while self._pending:
+            item, epoch = self._pending[0]
+            if not self._send(item, epoch):
+                return False
+            self._pending.popleft()
+            self._pending_bytes -= len(item.data) if isinstance(item, Batch) else 0
+        return True
+
+    @property
+    def blocked(self) -> bool:
+        """Something waits for the socket to take messages again."""
+        return bool(self._pending)
+
+    def _send(self, item: Batch | Cut, epoch: int) -> bool:
+        header, frames = encode(Message(self.stream, self._boot, epoch, self._number, item, self._guest))
+        try:
+            # One copy: libzmq takes the bytes before this returns, so a reused buffer is safe.
+            self.socket.send_multipart((header, frames), zmq.DONTWAIT)
+        except zmq.Again:
+            return False
+        self._number += 1
         self.counters["messages"] += 1
         if isinstance(item, Cut):
             self.counters["cuts"] += 1

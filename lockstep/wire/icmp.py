@@ -11,4 +11,5 @@ V6_ECHO_REPLY = 129
 
 #: Neighbour discovery (RFC 4861) and multicast listener discovery (RFC 2710, RFC 3810): link chatter.
 V6_CHATTER = frozenset({130, 131, 132, 133, 134, 135, 136, 137, 143})
+NEIGHBOUR_SOLICITATION = 135
 NEIGHBOUR_ADVERTISEMENT = 136

@@ -7,6 +7,10 @@
 Frames of one flow leave in the primary's order: a flow's held frames are a queue, and only its
 head is ever judged. What a head waits for comes from the secondary alone, so nothing can wait in
 a circle. A head that waited `compare_timeout` is a divergence, as is a difference or a limit.
+
+ARP and neighbour discovery pass unchecked. What the secondary asks its neighbours leaves as well:
+the answer reaches both guests, and without it the secondary could not send once it has forgotten
+an address that the primary still knows.
 """
 
 from __future__ import annotations
@@ -21,9 +25,10 @@ from lockstep.config import Node
 from lockstep.flow.key import describe, flow_key
 from lockstep.flow.sweep import Sweep
 from lockstep.streams import PRIMARY, RELEASED, SECONDARY, CommandError, Cut, Event, Gap, Item, Output
-from lockstep.wire import frame, tcp
+from lockstep.wire import arp, ethernet, frame, icmp, tcp
 from lockstep.wire.frame import Frame, dissect
 from services.comparer.datagram import DatagramFlow
+from services.comparer.ease import STALL, ease
 from services.comparer.flow import DIFFERS, DIVERGED, PROTECTED, RELEASE, UNPROTECTED, Finding, Flow, Held
 from services.comparer.tcp import TcpFlow
 
@@ -31,8 +36,37 @@ from services.comparer.tcp import TcpFlow
 MOST_REMEMBERED = 32
 #: Seconds until a flow of datagrams, or one that has ended, is forgotten.
 SHORT_IDLE = 60.0
+#: MAC addresses of the primary that are remembered.
+MOST_VOICES = 64
 #: Bytes of a coming epoch that wait for its commit.
 MOST_EARLY = 4 << 20
+
+
+#: `primary_frames + split_frames == released - secondary_asked + held + every dropped_…`, always.
+COUNTERS = (
+    "primary_frames",
+    "secondary_frames",
+    "released",
+    "unchecked",
+    "held_frames",
+    "split_frames",
+    "lowered_acks",
+    "divergences",
+    "unprotected_flows",
+    "checkpoint_requests",
+    "commits",
+    "dropped_malformed",
+    "dropped_limit",
+    "dropped_evicted",
+    "dropped_full",
+    "refused_flows",
+    "secondary_malformed",
+    "secondary_other_epoch",
+    "secondary_asked",
+    "gaps_primary",
+    "gaps_secondary",
+    "ignored_cuts",
+)
 
 
 class Core:
@@ -41,15 +75,7 @@ class Core:
     def __init__(self, config: Node) -> None:
         self._config = config.comparer
         self.epoch = 0
-        self.counters = dict.fromkeys(
-            (
-                "primary_frames", "secondary_frames", "released", "unchecked", "divergences", "checkpoint_requests",
-                "unprotected_flows", "commits", "gaps_primary", "gaps_secondary", "dropped_malformed",
-                "dropped_limit", "dropped_evicted", "dropped_full", "dropped_closed", "secondary_malformed",
-                "secondary_other_epoch", "refused_flows", "ignored_cuts",
-            ),
-            0,
-        )  # fmt: skip
+        self.counters = dict.fromkeys(COUNTERS, 0)
         self._flows: dict[bytes, Flow] = {}
         #: Flows of which only SYNs were seen, oldest first.
         self._half_open: dict[bytes, None] = {}
@@ -69,6 +95,8 @@ class Core:
         self._checkpoint_asked = False
         #: The secondary is lost: everything leaves unchecked until a checkpoint makes a new one.
         self._alone = False
+        #: MAC addresses in whose name the primary has spoken to its neighbours.
+        self._voices: set[bytes] = set()
         self._recent: deque[dict[str, Any]] = deque(maxlen=MOST_REMEMBERED)
         # Of the push at work: what leaves, what is to be told, and of the batch the frames not yet dealt with.
         self._out = BatchBuilder()
@@ -105,8 +133,11 @@ class Core:
                 continue
             if flow.held[0].arrived + self._config.compare_timeout <= now:
                 self._diverge(flow, self._finding(flow))
-            else:
-                self._watch(flow)
+                continue
+            if isinstance(flow, TcpFlow) and flow.held[0].arrived + STALL <= now:
+                self._ease(flow)
+            if flow.held and flow.state == PROTECTED:
+                self._watch(flow, now)
         self._forget_idle(now)
         return self._outputs()
 
@@ -173,6 +204,8 @@ class Core:
             kind = dissect(f, data, start + vnet, end)
             if kind == frame.CHATTER:
                 self.counters["unchecked"] += 1
+                if len(self._voices) < MOST_VOICES:
+                    self._voices.add(bytes(data[f.start + 6 : f.start + 12]))
                 continue
             flow = None
             if kind == frame.MALFORMED:
@@ -225,19 +258,44 @@ class Core:
         flow.held_bytes += size
         self._kept += size
         self._held_frames += 1
+        self.counters["held_frames"] += 1
         if flow.state != PROTECTED or len(flow.held) > 1:
             return
         if flow.verdict(data, held.kind, held.l4, held.payload, held.payload_end) == DIFFERS:
             self._diverge(flow, self._finding(flow))
         else:
-            self._watch(flow)
+            self._watch(flow, now)
 
-    def _watch(self, flow: Flow) -> None:
-        """Look at this flow again when its head is due."""
+    def _watch(self, flow: Flow, now: float) -> None:
+        """Look at this flow again when its head is stuck, and when it is due."""
         if not flow.timed:
             flow.timed = True
             self._ties += 1
-            heapq.heappush(self._due, (flow.held[0].arrived + self._config.compare_timeout, self._ties, flow))
+            arrived = flow.held[0].arrived
+            when = min(arrived + self._config.compare_timeout, max(arrived, now) + STALL)
+            heapq.heappush(self._due, (when, self._ties, flow))
+
+    def _ease(self, flow: TcpFlow) -> None:
+        """Let out what is proven of a head that is stuck, and whatever that frees."""
+        head = flow.held[0]
+        eased = ease(flow, head, self._frame)
+        if eased is None:
+            return
+        leaving, staying = eased
+        before = flow.kept()
+        self._out.append(leaving, head.vnet)
+        end = head.payload_end - max(0, len(staying) - head.payload)
+        flow.released(leaving, head.kind, head.l4, head.payload, end)
+        flow.held_bytes -= len(head.data) - len(staying)
+        if staying:
+            self.counters["split_frames"] += 1
+            head.data, head.payload_end = staying, len(staying)
+        else:
+            self.counters["lowered_acks"] += 1
+            flow.held.popleft()
+            self._held_frames -= 1
+        self._kept += flow.kept() - before
+        self._drain(flow)
 
     # --- secondary
 
@@ -261,6 +319,9 @@ class Core:
             start, end = end, end + length
             kind = dissect(f, data, start + vnet, end)
             if kind == frame.CHATTER:
+                if asks(f, data) and bytes(data[f.start + 6 : f.start + 12]) in self._voices:
+                    self.counters["secondary_asked"] += 1
+                    self._out.append(data[start:end], vnet)
                 continue
             if kind == frame.MALFORMED:
                 self.counters["secondary_malformed"] += 1
@@ -447,7 +508,7 @@ class Core:
         self.epoch = epoch
         for flow in self._flows.values():
             if flow.held:
-                self._watch(flow)
+                self._watch(flow, now)
         early, self._early, self._early_bytes = self._early, deque(), 0
         for batch in early:
             self._secondary_of_epoch(batch, now)
@@ -488,3 +549,10 @@ class Core:
         outputs += self._events
         self._events = []
         return outputs
+
+
+def asks(f: Frame, data: Buffer) -> bool:
+    """Whether a frame of link chatter asks a neighbour for its address: an ARP request, a neighbour solicitation."""
+    if f.ethertype == ethernet.ARP:
+        return f.end - f.l3 >= arp.SIZE and bytes(data[f.l3 + arp.OPERATION : f.l3 + arp.OPERATION + 2]) == arp.REQUEST
+    return f.version == 6 and f.protocol == frame.IPPROTO_ICMPV6 and data[f.l4] == icmp.NEIGHBOUR_SOLICITATION

@@ -122,6 +122,16 @@ class TcpFlow(Flow):
             return WAIT
         return RELEASE
 
+    def proven(self, buf: Buffer, l4: int, payload: int, end: int) -> int:
+        """How many of a segment's first payload bytes the secondary has said."""
+        place = self._place(_SEGMENT.unpack_from(buf, l4)[0])
+        said = self.said.read(place, end - payload)
+        return first_difference(said, buf[payload : payload + len(said)])
+
+    def fin_matches(self, buf: Buffer, l4: int, size: int) -> bool:
+        """Whether the FIN behind a segment's `size` bytes stands where the secondary's does."""
+        return self.fin == self._place(_SEGMENT.unpack_from(buf, l4)[0]) + size
+
     def _past_fin(self, end: int) -> bool:
         return self.fin is not None and end > self.fin
 

@@ -45,7 +45,7 @@ def readable(port: PcapPort) -> bool:
 
 
 def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 # Reading.
@@ -162,7 +162,7 @@ def test_a_fault_in_the_file_is_raised_once_after_the_frames_before_it(tmp_path:
     batch = port.read()
     assert batch is not None
     assert (batch.frames(), port.exhausted(), readable(port)) == ([FRAME], False, True)
-    with pytest.raises(PortError, match=r"mirror\.network\.read = .*: byte 100: cut off: 75 of 76 bytes\. Name a whole"):
+    with pytest.raises(PortError, match=r"\.network\.read = .*: byte 100: cut off: 75 of 76 bytes\. Name a"):
         port.read()
     assert (port.read(), port.exhausted(), readable(port)) == (None, True, False)
 
@@ -186,8 +186,8 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def unprivileged() -> Iterator[None]:
-    """Root opens everything, so be nobody for a while."""
+def unprivileged(forbidden: Path) -> Iterator[None]:
+    """Root opens everything, so be nobody for a while, once `forbidden` is made."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(65534)
@@ -204,15 +204,15 @@ def forbidden(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.usefixtures("forbidden", "unprivileged")
+@pytest.mark.usefixtures("unprivileged")
 def test_a_file_that_may_not_be_read_is_a_permission_error(forbidden: Path) -> None:
-    with pytest.raises(PortPermissionError, match=r"mirror\.network\.read = .*: Permission denied\. Let this process read"):
+    with pytest.raises(PortPermissionError, match=r"\.network\.read = .*: Permission denied\. Let this process read"):
         PcapPort("mirror.network", forbidden, None)
 
 
-@pytest.mark.usefixtures("forbidden", "unprivileged")
+@pytest.mark.usefixtures("unprivileged")
 def test_a_file_that_may_not_be_written_is_a_permission_error(forbidden: Path) -> None:
-    with pytest.raises(PortPermissionError, match=r"mirror\.guest\.write = .*: Permission denied\. Let this process write"):
+    with pytest.raises(PortPermissionError, match=r"\.guest\.write = .*: Permission denied\. Let this process write"):
         PcapPort("mirror.guest", None, forbidden)
 
 
@@ -220,7 +220,8 @@ def test_a_file_that_may_not_be_written_is_a_permission_error(forbidden: Path) -
 
 
 @pytest.mark.parametrize(
-    ("name", "magic"), [("out.pcap", 0xA1B23C4D), ("out.pcapng", 0x0A0D0D0A), ("out", 0xA1B23C4D), ("o.cap", 0xA1B23C4D)]
+    ("name", "magic"),
+    [("out.pcap", 0xA1B23C4D), ("out.pcapng", 0x0A0D0D0A), ("out", 0xA1B23C4D), ("out.cap", 0xA1B23C4D)],
 )
 def test_the_suffix_chooses_the_format(tmp_path: Path, name: str, magic: int) -> None:
     PcapPort("mirror.guest", None, tmp_path / name).close()
@@ -315,7 +316,7 @@ def test_the_file_that_is_read_is_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_a_file_in_no_folder_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(PortError, match=r"mirror\.guest\.write = .*: No such file .* Name a file in an existing directory"):
+    with pytest.raises(PortError, match=r"\.guest\.write = .*: No such file .* Name a file in an existing"):
         PcapPort("mirror.guest", None, tmp_path / "none" / "out.pcap")
 
 

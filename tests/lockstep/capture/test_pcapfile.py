@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -36,13 +37,13 @@ Raw = tuple[int, bytes, int]
 SHB, IDB, PB, SPB, NRB, ISB, EPB = 0x0A0D0D0A, 1, 2, 3, 4, 5, 6
 
 
-def run(tool: str, *arguments: str | Path, stdin: bytes = b"") -> bytes:
+def run(tool: str, *arguments: str | Path, stdin: bytes = b"", check: bool = True) -> bytes:
     """What another program prints; without it the test is skipped, or fails where everything is required."""
     if not shutil.which(tool):
         if os.environ.get("LOCKSTEP_REQUIRE") == "all":
             pytest.fail(f"{tool} is missing, and LOCKSTEP_REQUIRE=all")
         pytest.skip(f"{tool} is missing")
-    return subprocess.run([tool, *arguments], input=stdin, capture_output=True, check=True, timeout=60).stdout
+    return subprocess.run([tool, *arguments], input=stdin, capture_output=True, check=check, timeout=60).stdout
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +65,12 @@ def fault(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bytes], tuple[i
 
     def read_fault(data: bytes) -> tuple[int, int, str]:
         path.write_bytes(data)
-        before = 0
+        packets: list[Packet] = []
         with pytest.raises(CaptureFileError) as caught:
-            for _ in read_packets(path):
-                before += 1
+            packets.extend(read_packets(path))
         assert caught.value.path == path
         assert str(caught.value) == f"{path}: at byte {caught.value.offset}: {caught.value.why}"
-        return before, caught.value.offset, caught.value.why
+        return len(packets), caught.value.offset, caught.value.why
 
     return read_fault
 
@@ -82,7 +82,9 @@ Fault = Callable[[bytes], tuple[int, int, str]]
 # Files by hand, in either byte order.
 
 
-def pcap_header(order: str = "<", magic: int = 0xA1B2C3D4, linktype: int = 1, version: tuple[int, int] = (2, 4)) -> bytes:
+def pcap_header(
+    order: str = "<", magic: int = 0xA1B2C3D4, linktype: int = 1, version: tuple[int, int] = (2, 4)
+) -> bytes:
     return struct.pack(order + "IHHiIII", magic, *version, 0, 0, 65535, linktype)
 
 
@@ -142,7 +144,7 @@ def test_kuznetzov_records_have_eight_bytes_more(read: Read, order: str) -> None
 
 
 def test_pcap_linktype_is_the_lower_half(read: Read) -> None:
-    """The upper half holds the length of the frame check sequence (here: 2 × 16 bits, and that it is known)."""
+    """The upper half holds the length of the frame check sequence (here: known, two words)."""
     data = pcap_header(linktype=0x24000000 | 113) + pcap_record("<", 0, 0, b"x", 1)
     assert read(data)[0].linktype == 113
 
@@ -181,6 +183,7 @@ def test_default_resolution_is_microseconds(read: Read) -> None:
         (0x80 | 1, 3, 1_500_000_000),
         (0x80 | 10, 1, 976_562),  # 1/1024 s, rounded down
         (0x80 | 32, 0x1_8000_0000, 1_500_000_000),
+        (0x80 | 64, 1 << 63, 500_000_000),
         (127, 5, 0),
         (255, 5, 0),
     ],
@@ -226,7 +229,7 @@ def test_sections_have_their_own_order_and_interfaces_and_one_count(read: Read) 
 
 
 def test_other_blocks_are_skipped(read: Read) -> None:
-    others = block("<", NRB, bytes(4)) + block("<", ISB, bytes(12)) + block("<", 0xA, bytes(8)) + block("<", 0x7777, b"")
+    others = b"".join(block("<", kind, bytes(12)) for kind in (NRB, ISB, 0xA, 0x7777))
     assert [p.number for p in read(PREFIX + others + A_PACKET)] == [1]
 
 
@@ -234,7 +237,8 @@ def test_other_blocks_are_skipped(read: Read) -> None:
 @pytest.mark.parametrize("kind", [0x9, 0xBAD, 0x40000BAD, 0x204, 0x216, 0x221])
 def test_blocks_that_are_frames_to_wireshark_take_a_number(tmp_path: Path, kind: int) -> None:
     path = tmp_path / "a.pcapng"
-    path.write_bytes(PREFIX + A_PACKET + block("<", kind, bytes(60)) + A_PACKET)
+    journal = b"__REALTIME_TIMESTAMP=1\nMESSAGE=what tshark takes, whatever the type\n\n"
+    path.write_bytes(PREFIX + A_PACKET + block("<", kind, journal) + A_PACKET)
     shown = run("tshark", "-r", path, "-T", "fields", "-e", "frame.number").split()
     assert [p.number for p in read_packets(path)] == [1, 3] == [int(shown[0]), int(shown[-1])]
 
@@ -314,30 +318,33 @@ def test_section_without_byte_order_magic(fault: Fault) -> None:
     assert fault(PREFIX + bytes(second)) == (0, len(PREFIX), "no byte-order magic: 6f 6f 70 73")
 
 
-LIES = {
-    "shorter than a block": struct.pack("<II", 0x7777, 8) + bytes(8),
-    "zero": struct.pack("<II", 0x7777, 0) + bytes(8),
-    "no multiple of four": struct.pack("<II", 0x7777, 13) + bytes(8),
-    "longer than the most": struct.pack("<II", 0x7777, MAX_RECORD + 4) + bytes(8),
-    "4 GiB": struct.pack("<II", 0x7777, 0xFFFFFFFC) + bytes(8),
-    "interface too short": block("<", IDB, b""),
-    "packet too short": block("<", EPB, bytes(16)),
-    "obsolete packet too short": block("<", PB, bytes(16)),
-    "simple packet too short": block("<", SPB, b""),
-    "another trailer": A_PACKET[:-4] + struct.pack("<I", len(A_PACKET) + 4),
-    "captured leaves its block": block("<", EPB, struct.pack("<IIIII", 0, 0, 0, 5, 5) + b"abcd"),
-    "captured 4 GiB": block("<", EPB, struct.pack("<IIIII", 0, 0, 0, 0xFFFFFFFF, 5) + b"abcd"),
-    "simple packet leaves its block": block("<", SPB, struct.pack("<I", 5) + b"abcd"),
-    "no such interface": enhanced("<", 1, 0, b"", 0),
-    "option leaves its block": interface(options=struct.pack("<HHI", 9, 5, 0)),
-    "if_tsresol of two bytes": interface(options=option("<", 9, b"ab")),
-    "if_tsoffset of four bytes": interface(options=option("<", 14, b"abcd")),
-}
+# A block that lies → what the error says of it.
+LIES = [
+    (struct.pack("<III", 0x7777, 8, 8), "type 0x7777 can't have 8 bytes"),
+    (struct.pack("<III", 0x7777, 0, 0), "can't have 0 bytes"),
+    (struct.pack("<IIxI", 0x7777, 13, 13), "can't have 13 bytes"),
+    (struct.pack("<III", 0x7777, MAX_RECORD + 4, 0), f"can't have {MAX_RECORD + 4} bytes"),
+    (struct.pack("<III", 0x7777, 0xFFFFFFFC, 0), "can't have 4294967292 bytes"),
+    (block("<", IDB, bytes(4)), "type 0x1 can't have 16 bytes"),
+    (block("<", EPB, bytes(16)), "type 0x6 can't have 28 bytes"),
+    (block("<", PB, bytes(16)), "type 0x2 can't have 28 bytes"),
+    (block("<", SPB, b""), "type 0x3 can't have 12 bytes"),
+    (A_PACKET[:-4] + struct.pack("<I", 44), "a block of 40 bytes that ends as one of 44"),
+    (block("<", EPB, struct.pack("<IIIII", 0, 0, 0, 5, 5) + b"abcd"), "a packet of 5 bytes in a block of 36"),
+    (block("<", EPB, struct.pack("<IIIII", 0, 0, 0, 0xFFFFFFFF, 5)), "a packet of 4294967295 bytes in a block of 32"),
+    (block("<", SPB, struct.pack("<I", 5) + b"abcd"), "a packet of 5 bytes in a block of 20"),
+    (enhanced("<", 1, 0, b"", 0), "a packet of interface 1; the section has 1"),
+    (interface(options=struct.pack("<HHI", 99, 5, 0)), "an option of 5 bytes that leaves its block"),
+    (interface(options=option("<", 9, b"ab")), "if_tsresol of 2 bytes"),
+    (interface(options=option("<", 14, b"abcd")), "if_tsoffset of 4 bytes"),
+]
 
 
-@pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
-def test_pcapng_block_that_lies(fault: Fault, lie: bytes) -> None:
-    assert fault(PREFIX + A_PACKET + lie + A_PACKET)[:2] == (1, len(PREFIX + A_PACKET))
+@pytest.mark.parametrize(("lie", "why"), LIES, ids=[why for _, why in LIES])
+def test_pcapng_block_that_lies(fault: Fault, lie: bytes, why: str) -> None:
+    before, offset, said = fault(PREFIX + A_PACKET + lie + A_PACKET)
+    assert (before, offset) == (1, len(PREFIX + A_PACKET))
+    assert said.endswith(why)
 
 
 @pytest.mark.parametrize("kind", [EPB, SPB, PB])
@@ -447,9 +454,8 @@ def test_pcapng_there_and_back(
     ]
 
 
-BY_HAND = st.lists(
-    st.tuples(st.integers(0, (1 << 32) * 1_000_000 - 1), st.binary(max_size=60), st.integers(0, 0xFFFFFFFF)), max_size=20
-)
+MICROSECONDS = st.integers(0, (1 << 32) * 1_000_000 - 1)
+BY_HAND = st.lists(st.tuples(MICROSECONDS, st.binary(max_size=60), st.integers(0, 0xFFFFFFFF)), max_size=20)
 
 
 @given(packets=BY_HAND, order=st.sampled_from("<>"), chunk=st.integers(1, 40), zipped=st.booleans())
@@ -486,7 +492,8 @@ VALID = [
     section(">") + interface(">", snaplen=3) + block(">", SPB, struct.pack(">I", 4) + b"abc") + PREFIX + A_PACKET,
     PREFIX + block("<", PB, struct.pack("<HHIIII", 0, 0, 1, 0, 3, 8) + b"abc") + block("<", NRB, bytes(4)) + A_PACKET,
 ]
-EDIT = st.tuples(st.floats(0, 1, exclude_max=True), st.sampled_from(["set", "insert", "cut", "word"]), st.binary(min_size=1))
+KINDS = st.sampled_from(["set", "insert", "cut", "word"])
+EDIT = st.tuples(st.floats(0, 1, exclude_max=True), KINDS, st.binary(min_size=1))
 
 
 def edited(data: bytes, edits: list[tuple[float, str, bytes]]) -> bytes:
@@ -505,12 +512,8 @@ def edited(data: bytes, edits: list[tuple[float, str, bytes]]) -> bytes:
 
 
 def survives(read: Read, data: bytes) -> None:
-    try:
-        packets = read(data)
-    except CaptureFileError as error:
-        assert error.offset >= 0
-    else:
-        assert all(len(packet.data) <= MAX_RECORD for packet in packets)
+    with contextlib.suppress(CaptureFileError):
+        read(data)
 
 
 @given(data=st.binary(max_size=400))
@@ -690,32 +693,19 @@ def test_what_text2pcap_writes(tmp_path: Path, read: Read) -> None:
     assert list(read_packets(copy)) == [Packet(1, NOON, 1, FRAME, 60)]
 
 
-#: Fractions of more than a second, or a file without a positive time, which capinfos clamps.
-CLAMPED = ("tests__timestamp_invalid_micro.pcap", "tests__timestamp_invalid_nano.pcap", "tests__rx_serviceid_oobr.pcap")
-
-
 def test_the_corpus_reads_as_capinfos_reads_it() -> None:
-    """Number of packets and their bytes, of every Ethernet capture that capinfos takes; earliest and latest time."""
+    """Number of packets and of their bytes, of every Ethernet capture that capinfos takes."""
     corpus = os.environ.get("LOCKSTEP_CORPUS")
     if not corpus:
         pytest.skip("LOCKSTEP_CORPUS names no folder of captures")
-    if not shutil.which("capinfos"):
-        run("capinfos")
+    # capinfos fails where it doesn't know a link type, after telling of all the others.
     paths = [path for path in sorted(Path(corpus).glob("*/*")) if path.is_file()]
-    names = ["capinfos", "-T", "-r", "-B", "-N", "-M", "-S", "-c", "-d", "-a", "-e"]
-    lines = subprocess.run([*names, *paths], capture_output=True, text=True, timeout=60).stdout.splitlines()
-    different = []
-    for line in lines:
-        name, count, size, *times = line.split("\t")
+    lines = run("capinfos", "-T", "-r", "-M", "-c", "-d", "-K", *paths, check=False).decode().splitlines()
+    ours, theirs = {}, {}
+    for name, count, size in (line.split("\t") for line in lines):
         packets = list(read_packets(Path(name)))
-        if not packets or any(packet.linktype != 1 for packet in packets):
-            continue
-        if (len(packets), sum(p.original_length for p in packets)) != (int(count), int(size)):
-            different.append(name)
-        clock = [packet.time_ns for packet in packets]
-        digits = len(times[0].partition(".")[2])
-        seen = [f"{at // 10**9}.{at % 10**9:09d}"[: digits - 9 or None] for at in (min(clock), max(clock))]
-        if seen != times and Path(name).name not in CLAMPED:
-            different.append(f"{name}: {seen} {times}")
-    assert lines
-    assert different == []
+        if all(packet.linktype == 1 for packet in packets):
+            ours[name] = (len(packets), sum(packet.original_length for packet in packets))
+            theirs[name] = (int(count), int(size))
+    assert ours
+    assert ours == theirs

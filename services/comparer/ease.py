@@ -1,0 +1,63 @@
+"""Letting out the proven part of a head that is stuck.
+
+Two replicas that lost different things can wait for each other for good: the secondary repeats
+one segment and the primary's super-frame needs many; the secondary acks one and the primary's ack
+is ahead by many. So a head that has waited a while leaves as far as it is proven: a super-frame
+up to a segment's edge, an ack lowered to the secondary's. Nothing unproven leaves with it.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from lockstep.wire import gso, tcp, vnet
+from lockstep.wire.checksum import moved32
+from lockstep.wire.frame import Frame, dissect
+from lockstep.wire.seqnum import diff
+from services.comparer.flow import Held
+from services.comparer.tcp import TcpFlow
+
+_ACK = struct.Struct(">I")
+_CHECKSUM = struct.Struct(">H")
+
+#: Seconds that a head waits before it is eased, and between two tries.
+STALL = 0.02
+
+
+def ease(flow: TcpFlow, head: Held, f: Frame) -> tuple[bytes, bytes] | None:
+    """What of the head may leave, and what of it stays (b"" for nothing); None if nothing may leave."""
+    if head.data[head.l4 + tcp.FLAGS] & (tcp.SYN | tcp.RST):
+        return None
+    leaving, staying = head.data, b""
+    size = head.payload_end - head.payload
+    proven = flow.proven(head.data, head.l4, head.payload, head.payload_end)
+    if proven < size:
+        step = gso.segment_size(head.data, head.vnet)
+        if not step or proven < step:
+            return None
+        dissect(f, head.data, head.vnet, len(head.data))
+        leaving, staying = gso.split(f, head.data, head.vnet, proven // step * step)
+    elif head.data[head.l4 + tcp.FLAGS] & tcp.FIN and not flow.fin_matches(head.data, head.l4, size):
+        return None
+    lowered = _lowered(flow, leaving, head, alone=not size)
+    return None if lowered is None else (lowered, staying)
+
+
+def _lowered(flow: TcpFlow, data: bytes, head: Held, *, alone: bool) -> bytes | None:
+    """The frame with an ack that the secondary has said. `alone`: without payload it must be news to the client."""
+    if not data[head.l4 + tcp.FLAGS] & tcp.ACK:
+        return data
+    at = head.l4 + tcp.ACK_NUMBER
+    ack = _ACK.unpack_from(data, at)[0]
+    if flow.acked is None:
+        return None
+    if diff(ack, flow.acked) <= 0:
+        return data
+    if alone and flow.primary_acked is not None and diff(flow.acked, flow.primary_acked) <= 0:
+        return None
+    frame = bytearray(data)
+    _ACK.pack_into(frame, at, flow.acked)
+    if not (head.vnet and frame[0] & vnet.NEEDS_CSUM):
+        field = head.l4 + tcp.CHECKSUM
+        _CHECKSUM.pack_into(frame, field, moved32(_CHECKSUM.unpack_from(frame, field)[0], ack, flow.acked))
+    return bytes(frame)

@@ -1,0 +1,704 @@
+"""The comparer by script: what the two sides say, and what leaves."""
+
+from __future__ import annotations
+
+import packets
+import pytest
+from packets import FIN, PSH, RST, SYN, arp_reply, echo_reply, segment, udp
+
+from lockstep.batch import Batch
+from lockstep.config import Node
+from lockstep.streams import RELEASED, Cut, Event, Gap
+from services.comparer.core import Core
+
+ISN, ISN2 = 5000, 0xFFFFFF00  # the primary's and the secondary's initial sequence numbers
+CLIENT_ISN = 900
+MSS_WS = b"\x02\x04\x05\xb4\x01\x03\x03\x07"
+
+
+class Sides:
+    """A comparer, and the two sides talking to it."""
+
+    def __init__(self, **settings: object) -> None:
+        settings.setdefault("on_divergence", "hold")
+        self.core = Core(Node.model_validate({"comparer": settings}))
+        self.now = 100.0
+        self.events: list[Event] = []
+
+    def primary(self, *frames: bytes, vnet: int = 0) -> list[bytes]:
+        """What leaves when the primary says this."""
+        return self.left(self.core.push("primary", Batch.of(frames, vnet), self.now))
+
+    def secondary(self, *frames: bytes, vnet: int = 0, epoch: int = 0) -> list[bytes]:
+        """What leaves when the secondary says this."""
+        return self.left(self.core.push("secondary", Batch.of(frames, vnet, epoch), self.now))
+
+    def cut(self, epoch: int, phase: str) -> list[bytes]:
+        return self.left(self.core.push("primary", Cut(epoch, phase), self.now))  # type: ignore[arg-type]
+
+    def wait(self, seconds: float) -> list[bytes]:
+        self.now += seconds
+        return self.left(self.core.tick(self.now))
+
+    def left(self, outputs: list[object]) -> list[bytes]:
+        frames = []
+        for output in outputs:
+            if isinstance(output, Event):
+                self.events.append(output)
+            else:
+                stream, batch = output  # type: ignore[misc]
+                assert stream == RELEASED
+                frames += batch.frames()
+        return frames
+
+    def named(self, name: str) -> list[dict[str, object]]:
+        return [dict(event.fields) for event in self.events if event.name == name]
+
+    def handshake(self) -> None:
+        """A client's connection is accepted by both, with initial numbers of their own."""
+        syn_ack = segment(ISN, CLIENT_ISN + 1, flags=SYN, options=MSS_WS)
+        assert self.primary(syn_ack) == []
+        assert self.secondary(segment(ISN2, CLIENT_ISN + 1, flags=SYN, options=MSS_WS)) == [syn_ack]
+
+    def conserved(self) -> bool:
+        c = self.core.counters
+        dropped = sum(n for name, n in c.items() if name.startswith("dropped_"))
+        return (
+            c["primary_frames"] + c["split_frames"]
+            == c["released"] - c["secondary_asked"] + dropped + self.core.status()["held"]
+        )
+
+
+def data(place: int, payload: bytes, ack: int = CLIENT_ISN + 1, **more: object) -> bytes:
+    return segment(ISN + 1 + place, ack, payload, flags=PSH, **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def sides() -> Sides:
+    """An open connection."""
+    sides = Sides()
+    sides.handshake()
+    return sides
+
+
+# --- data
+
+
+def test_payload_leaves_once_the_secondary_said_it(sides: Sides) -> None:
+    frame = data(0, b"hello")
+    assert sides.primary(frame) == []
+    assert sides.secondary(data(0, b"hello")) == [frame]
+
+
+def test_payload_leaves_at_once_if_the_secondary_was_first(sides: Sides) -> None:
+    assert sides.secondary(data(0, b"hello")) == []
+    frame = data(0, b"hello")
+    assert sides.primary(frame) == [frame]
+
+
+def test_an_equal_batch_is_passed_on_without_a_copy(sides: Sides) -> None:
+    sides.secondary(data(0, b"helloworld"))
+    batch = Batch.of([data(0, b"hello"), data(5, b"world")])
+    (output,) = sides.core.push("primary", batch, sides.now)
+    assert output == (RELEASED, batch)
+
+
+def test_segmentation_does_not_matter(sides: Sides) -> None:
+    first, second = data(0, b"abcdef"), data(6, b"ghi")
+    assert sides.primary(first, second) == []
+    assert sides.secondary(data(0, b"ab"), data(2, b"cde")) == []
+    assert sides.secondary(data(5, b"fgh")) == [first]
+    assert sides.secondary(data(8, b"i")) == [second]
+
+
+def test_the_secondary_may_say_it_out_of_order(sides: Sides) -> None:
+    frame = data(0, b"abcdef")
+    sides.primary(frame)
+    assert sides.secondary(data(3, b"def")) == []
+    assert sides.secondary(data(0, b"abc")) == [frame]
+
+
+def test_a_different_byte_is_a_divergence_at_its_offset(sides: Sides) -> None:
+    sides.primary(data(0, b"hello world"))
+    assert sides.secondary(data(0, b"hello_world")) == []
+    (report,) = sides.named("divergence")
+    assert (report["reason"], report["offset"]) == ("data", 5)
+    assert report["flow"] == "10.77.0.2:80 10.77.0.1:40000"
+    assert bytes.fromhex(str(report["primary"])) == b"hello world"
+    assert bytes.fromhex(str(report["secondary"])) == b"hello_world"
+
+
+def test_after_a_divergence_nothing_of_the_flow_leaves(sides: Sides) -> None:
+    sides.primary(data(0, b"x"))
+    sides.secondary(data(0, b"y"))
+    sides.secondary(data(1, b"z"))
+    assert sides.primary(data(1, b"z")) == []
+    assert len(sides.named("divergence")) == 1
+    assert sides.conserved()
+
+
+def test_a_retransmission_of_released_bytes_leaves(sides: Sides) -> None:
+    sides.secondary(data(0, b"hello"))
+    sides.primary(data(0, b"hello"))
+    again = data(2, b"llo")
+    assert sides.primary(again) == [again]
+
+
+def test_a_retransmission_with_other_bytes_does_not_leave(sides: Sides) -> None:
+    sides.secondary(data(0, b"hello"))
+    sides.primary(data(0, b"hello"))
+    assert sides.primary(data(0, b"jello")) == []
+    assert sides.named("divergence")[0]["offset"] == 0
+
+
+def test_a_retransmission_of_forgotten_bytes_waits_for_the_secondarys(sides: Sides) -> None:
+    sides.secondary(data(0, b"hello"))
+    sides.primary(data(0, b"hello"))
+    for _ in range(5):
+        sides.wait(1.5)
+    again = data(0, b"hello")
+    assert sides.primary(again) == []
+    assert sides.secondary(data(0, b"hello")) == [again]
+
+
+def test_a_missing_primary_segment_is_made_up_by_its_retransmission(sides: Sides) -> None:
+    sides.secondary(data(0, b"abcdef"))
+    late, first = data(3, b"def"), data(0, b"abc")
+    assert sides.primary(late) == [late]
+    assert sides.primary(first) == [first]
+
+
+def test_a_secondary_that_contradicts_itself_is_a_divergence(sides: Sides) -> None:
+    sides.secondary(data(0, b"abc"))
+    sides.secondary(data(1, b"x"))
+    (report,) = sides.named("divergence")
+    assert (report["reason"], report["offset"]) == ("secondary_contradicts_itself", 1)
+
+
+def test_ethernet_padding_is_not_compared(sides: Sides) -> None:
+    frame = data(0, b"a") + b"\0" * 5
+    sides.secondary(data(0, b"a") + b"padding")
+    assert sides.primary(frame) == [frame]
+
+
+def test_ip_id_ttl_window_and_timestamps_are_not_compared(sides: Sides) -> None:
+    frame = data(0, b"a", ident=7, window=10, options=packets.timestamps(1, 2))
+    sides.secondary(data(0, b"a", ident=9, window=99, options=packets.timestamps(3, 2)))
+    assert sides.primary(frame) == [frame]
+
+
+def test_virtio_net_headers_may_differ_in_size(sides: Sides) -> None:
+    frame = data(0, b"a", vnet=10, partial=True)
+    assert sides.primary(frame, vnet=10) == []
+    assert sides.secondary(data(0, b"a", vnet=12), vnet=12) == [frame]
+
+
+@pytest.mark.parametrize("vlan", [(77,), (5, 77)])
+def test_a_vlan_is_a_flow_of_its_own(vlan: tuple[int, ...]) -> None:
+    sides = Sides()
+    sides.secondary(data(0, b"a"))
+    assert sides.primary(data(0, b"a", vlan=vlan)) == []
+    frame = data(0, b"a")
+    assert sides.primary(frame) == [frame]
+
+
+def test_ipv6() -> None:
+    sides = Sides()
+    ends = {"source": packets.GUEST6, "destination": packets.CLIENT6}
+    frame = data(0, b"a", **ends)
+    assert sides.primary(frame) == []
+    assert sides.secondary(data(0, b"a", **ends)) == [frame]
+    sides.primary(data(1, b"b", **ends))
+    sides.secondary(data(1, b"c", **ends))
+    assert sides.named("divergence")[0]["flow"] == "[fd77::2]:80 [fd77::1]:40000"
+
+
+def test_a_connection_is_picked_up_in_its_middle() -> None:
+    sides = Sides()
+    frame = data(70_000, b"mid")
+    assert sides.primary(frame) == []
+    assert sides.secondary(data(70_000, b"mid")) == [frame]
+
+
+# --- acks
+
+
+def test_an_ack_ahead_of_the_secondarys_waits(sides: Sides) -> None:
+    ack = segment(ISN + 1, CLIENT_ISN + 101)
+    assert sides.primary(ack) == []
+    assert sides.secondary(segment(ISN + 1, CLIENT_ISN + 100)) == []
+    assert sides.secondary(segment(ISN + 1, CLIENT_ISN + 101)) == [ack]
+
+
+def test_data_with_an_ack_ahead_of_the_secondarys_waits(sides: Sides) -> None:
+    frame = data(0, b"a", ack=CLIENT_ISN + 2)
+    sides.secondary(data(0, b"a"))
+    assert sides.primary(frame) == []
+    assert sides.secondary(segment(ISN + 2, CLIENT_ISN + 2)) == [frame]
+
+
+def test_an_older_ack_leaves_at_once(sides: Sides) -> None:
+    sides.secondary(segment(ISN + 1, CLIENT_ISN + 500))
+    ack = segment(ISN + 1, CLIENT_ISN + 400)
+    assert sides.primary(ack) == [ack]
+
+
+def test_a_fin_with_an_ack_ahead_waits(sides: Sides) -> None:
+    fin = segment(ISN + 1, CLIENT_ISN + 9, flags=FIN)
+    sides.secondary(segment(ISN + 1, CLIENT_ISN + 1, flags=FIN))
+    assert sides.primary(fin) == []
+    assert sides.secondary(segment(ISN + 2, CLIENT_ISN + 9)) == [fin]
+
+
+def test_a_rst_with_an_ack_ahead_waits(sides: Sides) -> None:
+    rst = segment(ISN + 1, CLIENT_ISN + 9, flags=RST)
+    sides.secondary(segment(ISN + 1, CLIENT_ISN + 1, flags=RST))
+    assert sides.primary(rst) == []
+
+
+# --- SYN, FIN, RST
+
+
+def test_a_syn_ack_waits_for_the_secondarys() -> None:
+    Sides().handshake()
+
+
+def test_a_syn_ack_that_acks_another_number_is_not_the_same() -> None:
+    sides = Sides()
+    sides.secondary(segment(ISN2, CLIENT_ISN + 2, flags=SYN, options=MSS_WS))
+    assert sides.primary(segment(ISN, CLIENT_ISN + 1, flags=SYN, options=MSS_WS)) == []
+
+
+def test_other_options_on_a_syn_are_a_divergence() -> None:
+    sides = Sides()
+    sides.primary(segment(ISN, CLIENT_ISN + 1, flags=SYN, options=MSS_WS))
+    assert sides.secondary(segment(ISN2, CLIENT_ISN + 1, flags=SYN, options=b"\x02\x04\x05\xb4\x01\x03\x03\x08")) == []
+    assert sides.named("divergence")[0]["reason"] == "syn"
+
+
+def test_clock_values_and_padding_on_a_syn_do_not_matter() -> None:
+    sides = Sides()
+    syn = segment(ISN, CLIENT_ISN + 1, flags=SYN, options=packets.timestamps(1, 2) + MSS_WS)
+    sides.primary(syn)
+    assert sides.secondary(segment(ISN2, CLIENT_ISN + 1, flags=SYN, options=packets.timestamps(8, 9) + MSS_WS)) == [syn]
+
+
+def test_a_syn_ack_sent_again_leaves_without_a_second_one_of_the_secondary(sides: Sides) -> None:
+    again = segment(ISN, CLIENT_ISN + 1, flags=SYN, options=MSS_WS)
+    assert sides.primary(again) == [again]
+
+
+def test_port_reuse_begins_a_new_incarnation(sides: Sides) -> None:
+    sides.secondary(data(0, b"old"))
+    sides.primary(data(0, b"old"))
+    syn = segment(9000, 7001, flags=SYN, options=MSS_WS)
+    assert sides.primary(syn) == []
+    assert sides.secondary(segment(1, 7001, flags=SYN, options=MSS_WS)) == [syn]
+    new = segment(9001, 7001, b"new")
+    assert sides.primary(new) == []
+    assert sides.secondary(segment(9001, 7001, b"new")) == [new]
+
+
+def test_a_guests_own_syn_sent_again_by_the_secondary_proves_no_later_connection() -> None:
+    sides = Sides()
+    syn = segment(ISN, flags=SYN, options=MSS_WS)
+    sides.primary(syn)
+    assert sides.secondary(segment(ISN2, flags=SYN, options=MSS_WS)) == [syn]
+    sides.secondary(segment(ISN2, flags=SYN, options=MSS_WS))
+    assert sides.primary(segment(ISN + 77_777, flags=SYN, options=MSS_WS)) == []
+
+
+def test_a_fin_leaves_at_the_secondarys_place(sides: Sides) -> None:
+    fin = segment(ISN + 1, CLIENT_ISN + 1, b"bye", flags=FIN)
+    assert sides.primary(fin) == []
+    assert sides.secondary(data(0, b"bye")) == []
+    assert sides.secondary(segment(ISN + 4, CLIENT_ISN + 1, flags=FIN)) == [fin]
+
+
+@pytest.mark.parametrize(("primary_end", "secondary_end"), [(3, 5), (5, 3)])
+def test_a_fin_at_another_place_is_a_divergence(sides: Sides, primary_end: int, secondary_end: int) -> None:
+    sides.secondary(segment(ISN + 1, CLIENT_ISN + 1, b"abcde"[:secondary_end], flags=FIN))
+    assert sides.primary(segment(ISN + 1, CLIENT_ISN + 1, b"abcde"[:primary_end], flags=FIN)) == []
+    (report,) = sides.named("divergence")
+    assert (report["reason"], report["offset"]) == ("fin", 3)
+
+
+def test_a_rst_waits_for_one_of_the_secondary_at_the_same_place(sides: Sides) -> None:
+    rst = segment(ISN + 1, flags=RST)
+    assert sides.primary(rst) == []
+    assert sides.secondary(segment(ISN + 2, flags=RST)) == []
+    assert sides.secondary(segment(ISN + 1, flags=RST)) == [rst]
+
+
+def test_a_refused_connection() -> None:
+    sides = Sides()
+    rst = segment(0, CLIENT_ISN + 1, flags=RST)
+    assert sides.primary(rst) == []
+    assert sides.secondary(segment(0, CLIENT_ISN + 1, flags=RST)) == [rst]
+
+
+# --- order and time
+
+
+def test_frames_of_a_flow_leave_in_the_primarys_order(sides: Sides) -> None:
+    frames = [data(0, b"a"), segment(ISN + 2, CLIENT_ISN + 1), data(1, b"b")]
+    assert sides.primary(*frames) == []
+    assert sides.secondary(data(1, b"b")) == []
+    assert sides.secondary(data(0, b"a")) == frames
+
+
+def test_another_flow_is_not_held_up(sides: Sides) -> None:
+    sides.primary(data(0, b"held"))
+    reply = udp(b"x")
+    sides.secondary(udp(b"x"))
+    assert sides.primary(reply) == [reply]
+
+
+def test_an_unmatched_frame_is_a_divergence_after_compare_timeout() -> None:
+    sides = Sides(compare_timeout=0.5)
+    sides.handshake()
+    sides.primary(data(0, b"abc"))
+    sides.secondary(data(0, b"ab"))
+    while sides.now < 100.49:
+        assert not sides.named("divergence")
+        deadline = sides.core.next_deadline()
+        assert deadline is not None
+        assert sides.now < deadline <= 100.5
+        sides.wait(deadline - sides.now)
+    sides.wait(0.02)
+    (report,) = sides.named("divergence")
+    assert (report["reason"], report["offset"]) == ("unmatched", 2)
+
+
+def test_the_time_out_counts_from_the_heads_own_arrival() -> None:
+    sides = Sides(compare_timeout=1)
+    sides.handshake()
+    sides.primary(data(0, b"a"))
+    sides.wait(0.9)
+    sides.primary(data(1, b"b"))
+    sides.secondary(data(0, b"a"))
+    sides.wait(0.5)
+    assert not sides.named("divergence")
+    sides.wait(0.5)
+    assert len(sides.named("divergence")) == 1
+
+
+# --- heads that are stuck
+
+
+def super_frame(place: int, size: int, ack: int = CLIENT_ISN + 1, flags: int = PSH) -> bytes:
+    payload = bytes((place + i) & 0xFF for i in range(size))
+    return segment(ISN + 1 + place, ack, payload, flags=flags, partial=True, vnet=10, gso_size=100)
+
+
+def test_a_stuck_super_frame_leaves_up_to_the_last_proven_segment(sides: Sides) -> None:
+    sides.primary(super_frame(0, 450, flags=PSH | FIN), vnet=10)
+    sides.secondary(super_frame(0, 250)[10:])
+    assert sides.wait(0.01) == []
+    first = segment(ISN + 1, CLIENT_ISN + 1, super_frame(0, 200)[64:], partial=True, vnet=10, gso_size=100)
+    assert sides.wait(0.01) == [first]
+    assert sides.secondary(super_frame(200, 250, flags=FIN)[10:]) != []
+    assert sides.core.status()["held"] == 0
+    assert sides.conserved()
+
+
+def test_a_stuck_super_frame_with_less_than_a_segment_proven_stays(sides: Sides) -> None:
+    sides.primary(super_frame(0, 450), vnet=10)
+    sides.secondary(super_frame(0, 99)[10:])
+    assert sides.wait(0.1) == []
+
+
+def test_a_stuck_super_frame_never_leaves_beyond_a_difference(sides: Sides) -> None:
+    sides.primary(super_frame(0, 450), vnet=10)
+    wrong = bytearray(super_frame(0, 250)[10:])
+    wrong[54 + 150] ^= 1
+    sides.secondary(bytes(wrong))
+    (leaving,) = sides.wait(0.1)
+    assert leaving[64:] == super_frame(0, 100)[64:]
+
+
+def test_a_stuck_pure_ack_leaves_lowered_to_the_secondarys(sides: Sides) -> None:
+    sides.primary(segment(ISN + 1, CLIENT_ISN + 1001), segment(ISN + 1, CLIENT_ISN + 2001))
+    sides.secondary(segment(ISN + 1, CLIENT_ISN + 501))
+    assert sides.wait(0.03) == [segment(ISN + 1, CLIENT_ISN + 501)]
+    assert sides.wait(0.03) == []
+    assert sides.core.status()["held"] == 1
+    assert sides.conserved()
+
+
+def test_a_stuck_pure_ack_without_news_stays(sides: Sides) -> None:
+    sides.primary(segment(ISN + 1, CLIENT_ISN + 1001))
+    assert sides.wait(0.03) == []
+
+
+def test_proven_data_with_an_ack_ahead_leaves_with_the_ack_lowered(sides: Sides) -> None:
+    sides.primary(data(0, b"abc", ack=CLIENT_ISN + 1001))
+    sides.secondary(data(0, b"abc"))
+    assert sides.wait(0.03) == [data(0, b"abc")]
+
+
+def test_a_stuck_fin_leaves_only_at_the_secondarys_place(sides: Sides) -> None:
+    sides.primary(segment(ISN + 1, CLIENT_ISN + 5, b"abc", flags=FIN))
+    sides.secondary(data(0, b"abc"))
+    assert sides.wait(0.03) == []
+    sides.secondary(segment(ISN + 4, CLIENT_ISN + 1, flags=FIN))
+    assert sides.wait(0.03) == [segment(ISN + 1, CLIENT_ISN + 1, b"abc", flags=FIN)]
+
+
+def test_a_stuck_rst_or_syn_stays(sides: Sides) -> None:
+    sides.primary(segment(ISN + 1, CLIENT_ISN + 9, flags=RST))
+    sides.secondary(segment(ISN + 1, CLIENT_ISN + 1, flags=RST))
+    assert sides.wait(0.1) == []
+
+
+# --- datagrams and the rest
+
+
+def test_udp_is_compared_by_payload(sides: Sides) -> None:
+    reply = udp(b"answer", ident=1)
+    assert sides.primary(reply) == []
+    assert sides.secondary(udp(b"answer", ident=2)) == [reply]
+
+
+def test_udp_with_another_payload_is_held_and_then_a_divergence() -> None:
+    sides = Sides(compare_timeout=1)
+    sides.primary(udp(b"answer"))
+    assert sides.secondary(udp(b"answxr")) == []
+    sides.wait(1.1)
+    assert sides.named("divergence")[0]["offset"] == 4
+
+
+def test_udp_reordered_by_the_secondary_leaves_in_the_primarys_order() -> None:
+    sides = Sides()
+    one, two = udp(b"1"), udp(b"2")
+    assert sides.primary(one, two) == []
+    assert sides.secondary(udp(b"2")) == []
+    assert sides.secondary(udp(b"1")) == [one, two]
+
+
+def test_one_datagram_of_the_secondary_releases_one() -> None:
+    sides = Sides()
+    sides.secondary(udp(b"1"))
+    frame = udp(b"1")
+    assert sides.primary(frame, frame) == [frame]
+
+
+def test_ping() -> None:
+    sides = Sides()
+    reply = echo_reply(5, 1, ip_ident=3)
+    assert sides.primary(reply) == []
+    assert sides.secondary(echo_reply(5, 2)) == []
+    assert sides.secondary(echo_reply(5, 1, ip_ident=4)) == [reply]
+
+
+def test_arp_passes_unchecked_and_is_counted() -> None:
+    sides = Sides()
+    assert sides.primary(arp_reply()) == [arp_reply()]
+    assert sides.core.counters["unchecked"] == 1
+
+
+def arp_request(mac: bytes = packets.GUEST_MAC) -> bytes:
+    body = b"\0\1\x08\0\6\4\0\1" + mac + bytes([10, 77, 0, 2]) + b"\0" * 6 + bytes([10, 77, 0, 1])
+    return b"\xff" * 6 + mac + b"\x08\x06" + body
+
+
+def test_what_the_secondary_asks_its_neighbours_leaves_in_the_primarys_name_only() -> None:
+    sides = Sides()
+    assert sides.secondary(arp_request()) == []
+    sides.primary(arp_reply())
+    assert sides.secondary(arp_request()) == [arp_request()]
+    assert sides.secondary(arp_reply()) == []
+    assert sides.secondary(arp_request(b"\x52\x54\0\0\0\x99")) == []
+    assert sides.core.counters["secondary_asked"] == 1
+    assert sides.conserved()
+
+
+def test_fragments_are_compared_with_their_place_and_without_the_ip_id() -> None:
+    sides = Sides()
+
+    def piece(ident: int, fragment: int) -> bytes:
+        return packets.ethernet(
+            packets.ip(packets.GUEST, packets.CLIENT, 17, b"x" * 16, ident=ident, fragment=fragment)
+        )
+
+    first = piece(1, 0x2000)
+    assert sides.primary(first) == []
+    assert sides.secondary(piece(2, 0x0002)) == []
+    assert sides.secondary(piece(2, 0x2000)) == [first]
+
+
+def test_an_unknown_ethertype_is_compared() -> None:
+    sides = Sides()
+    frame = packets.ethernet(b"whatever it says" * 4, ethertype=0x9999)
+    assert sides.primary(frame) == []
+    assert sides.secondary(frame) == [frame]
+
+
+def test_a_malformed_frame_is_dropped_and_counted(sides: Sides) -> None:
+    whole = data(0, b"hello")
+    for size in range(14, len(whole)):
+        assert sides.primary(whole[:size]) == []
+    assert sides.core.counters["dropped_malformed"] == len(whole) - 14
+    assert sides.conserved()
+
+
+# --- what follows a divergence
+
+
+def test_unprotect_releases_what_was_held_and_all_that_follows() -> None:
+    sides = Sides(on_divergence="unprotect")
+    sides.handshake()
+    held, later = data(0, b"a"), data(1, b"b")
+    sides.primary(held)
+    assert sides.secondary(data(0, b"x")) == [held]
+    assert sides.primary(later) == [later]
+    assert len(sides.named("unprotected")) == 1
+    assert sides.conserved()
+
+
+def test_an_unprotected_flow_is_protected_again_from_its_next_incarnation_on() -> None:
+    sides = Sides(on_divergence="unprotect")
+    sides.handshake()
+    sides.primary(data(0, b"a"))
+    sides.secondary(data(0, b"x"))
+    assert sides.primary(segment(9000, 7001, flags=SYN, options=MSS_WS)) == []
+
+
+def test_checkpoint_is_asked_for_once_until_the_commit() -> None:
+    sides = Sides(on_divergence="checkpoint", compare_timeout=1)
+    sides.primary(udp(b"a"), udp(b"b", dport=2))
+    sides.wait(2)
+    assert len(sides.named("divergence")) == 2
+    assert len(sides.named("checkpoint_requested")) == 1
+    assert sides.core.counters["checkpoint_requests"] == 1
+
+
+def test_a_commit_releases_what_was_before_the_cut_in_the_primarys_order() -> None:
+    sides = Sides(on_divergence="checkpoint")
+    before = [udp(b"a"), udp(b"b", dport=2), udp(b"c")]
+    behind = udp(b"d", dport=2)
+    sides.primary(*before)
+    assert sides.cut(1, "prepare") == []
+    assert sides.primary(behind) == []
+    assert sides.cut(1, "commit") == before
+    assert sides.core.epoch == 1
+    assert sides.secondary(udp(b"d", dport=2), epoch=0) == []
+    assert sides.secondary(udp(b"d", dport=2), epoch=1) == [behind]
+
+
+def test_an_abort_leaves_everything_as_it_was() -> None:
+    sides = Sides()
+    held = udp(b"a")
+    sides.primary(held)
+    sides.cut(1, "prepare")
+    assert sides.cut(1, "abort") == []
+    assert sides.core.epoch == 0
+    assert sides.secondary(udp(b"a")) == [held]
+
+
+def test_a_commit_without_its_prepare_releases_nothing() -> None:
+    sides = Sides()
+    sides.primary(udp(b"a"))
+    assert sides.cut(1, "commit") == []
+    assert sides.core.epoch == 1
+    assert sides.core.status()["held"] == 1
+
+
+def test_what_the_secondary_says_early_in_a_coming_epoch_waits_for_the_commit() -> None:
+    sides = Sides()
+    sides.cut(1, "prepare")
+    behind = udp(b"a")
+    sides.primary(behind)
+    assert sides.secondary(udp(b"a"), epoch=1) == []
+    assert sides.cut(1, "commit") == [behind]
+
+
+def test_acks_of_before_the_cut_are_known_to_the_secondary_after_it(sides: Sides) -> None:
+    sides.primary(segment(ISN + 1, CLIENT_ISN + 300))
+    sides.cut(1, "prepare")
+    assert len(sides.cut(1, "commit")) == 1
+    again = segment(ISN + 1, CLIENT_ISN + 300)
+    assert sides.primary(again) == [again]
+    assert sides.primary(segment(ISN + 1, CLIENT_ISN + 301)) == []
+
+
+def test_without_the_secondary_everything_leaves() -> None:
+    sides = Sides()
+    held, later = udp(b"a"), data(0, b"x")
+    sides.primary(held)
+    _, outputs = sides.core.command("failover", {}, sides.now)
+    assert sides.left(outputs) == [held]
+    assert sides.primary(later) == [later]
+    assert sides.conserved()
+
+
+# --- gaps and limits
+
+
+def test_a_gap_releases_nothing(sides: Sides) -> None:
+    sides.primary(data(0, b"a"))
+    assert sides.left(sides.core.push("secondary", Gap("lost", 3), sides.now)) == []
+    assert sides.core.counters["gaps_secondary"] == 1
+    assert sides.named("gap") == [{"stream": "secondary", "reason": "lost", "lost": 3}]
+
+
+def test_a_gap_asks_for_a_checkpoint_where_there_are_any() -> None:
+    sides = Sides(on_divergence="checkpoint")
+    sides.primary(udp(b"a"))
+    sides.left(sides.core.push("primary", Gap("restarted"), sides.now))
+    assert sides.named("checkpoint_requested") == [{"reason": "gap", "epoch": 0}]
+
+
+def test_a_flow_over_its_bytes_is_a_divergence_and_is_not_released() -> None:
+    sides = Sides(max_flow_bytes=131_072)
+    sides.handshake()
+    for index in range(3):
+        assert sides.primary(data(index * 60_000, b"x" * 60_000)) == []
+    assert sides.named("divergence")[0]["reason"] == "limit"
+    assert sides.core.counters["dropped_limit"] == 1
+    assert sides.conserved()
+
+
+def test_a_full_table_refuses_new_flows_and_keeps_the_established() -> None:
+    sides = Sides(max_flows=16)
+    for port in range(20):
+        sides.primary(udp(b"a", dport=port + 1))
+    assert sides.core.counters["refused_flows"] == 4
+    assert sides.secondary(udp(b"a", dport=1)) == [udp(b"a", dport=1)]
+    assert sides.conserved()
+
+
+def test_a_syn_flood_evicts_no_established_flow() -> None:
+    sides = Sides(max_flows=64, max_half_open=16)
+    sides.handshake()
+    sides.secondary(data(0, b"a"))
+    sides.primary(data(0, b"a"))
+    for port in range(1000):
+        sides.primary(segment(1, 1, flags=SYN, dport=port + 1))
+    assert sides.core.status()["half_open"] == 16
+    sides.secondary(data(1, b"b"))
+    assert sides.primary(data(1, b"b")) == [data(1, b"b")]
+    assert sides.conserved()
+
+
+def test_idle_flows_give_their_memory_back() -> None:
+    sides = Sides(idle_timeout=10)
+    sides.handshake()
+    sides.secondary(data(0, b"a" * 1000))
+    sides.primary(data(0, b"a" * 1000))
+    assert sides.core.status()["kept_bytes"] == 1000
+    for _ in range(5):
+        sides.wait(1.5)
+    assert sides.core.status()["kept_bytes"] == 0
+    for _ in range(10):
+        sides.wait(1.5)
+    assert sides.core.status()["flows"] == 0
+
+
+def test_frames_that_a_full_link_refused_are_counted(sides: Sides) -> None:
+    sides.secondary(data(0, b"a"))
+    batch = Batch.of([data(0, b"a")])
+    sides.core.push("primary", batch, sides.now)
+    sides.core.undelivered("released", batch, sides.now)
+    assert sides.core.counters["dropped_full"] == 1
+    assert sides.conserved()

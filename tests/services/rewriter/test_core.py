@@ -1,0 +1,285 @@
+"""The rewriter by script and by property. G is the guest's own space, P the primary's."""
+
+from __future__ import annotations
+
+import struct
+
+import packets
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from packets import ACK, FIN, RST, SYN, from_client, segment, timestamps
+
+from lockstep.batch import Batch
+from lockstep.config import Node
+from lockstep.streams import Cut, Event, Gap
+from services.rewriter.core import Core
+
+MASK = 0xFFFFFFFF
+U32 = st.one_of(st.integers(0, MASK), st.sampled_from([0, 1, MASK, 0x7FFFFFFF, 0x80000000, 0xFFFF, 0xFFFF0000]))
+
+
+class Node2:
+    """A rewriter between a guest and the redirector."""
+
+    def __init__(self, **settings: object) -> None:
+        self.core = Core(Node.model_validate({"rewriter": settings}))
+        self.elsewhere: list[tuple[str, bytes]] = []
+
+    def guest(self, frame: bytes, vnet: int = 0) -> bytes:
+        """What the comparer hears when the guest says this."""
+        return self._pass("guest", "from_guest", frame, vnet)
+
+    def client(self, frame: bytes, vnet: int = 0) -> bytes:
+        """What the guest hears when the client says this."""
+        return self._pass("to_guest", "guest", frame, vnet)
+
+    def _pass(self, stream: str, way: str, frame: bytes, vnet: int) -> bytes:
+        outputs = self.core.push(stream, Batch.of([frame], vnet), 0.0)
+        through = [f for where, batch in outputs if where == way for f in batch.frames()]
+        self.elsewhere = [(where, f) for where, batch in outputs for f in batch.frames()]
+        return through[0] if len(through) == 1 else b""
+
+    def accept(
+        self, guest_isn: int, primary_isn: int, client_isn: int = 100, ts: tuple[int, int] | None = None
+    ) -> None:
+        """A client's connection; `ts`: the guest's and the primary's clock at their SYN-ACKs."""
+        mine = timestamps(ts[0], 7) if ts else b""
+        theirs = timestamps(8, ts[1]) if ts else b""
+        syn_ack = segment(guest_isn, client_isn + 1, flags=SYN, options=mine)
+        assert self.guest(syn_ack) == syn_ack
+        self.client(from_client(client_isn + 1, primary_isn + 1, options=theirs))
+
+
+def valid(frame: bytes) -> bool:
+    """Whether the TCP checksum is right, summed anew."""
+    v6 = frame[12:14] == b"\x86\xdd"
+    l4 = 14 + (40 if v6 else 20)
+    body = frame[l4:]
+    ends = frame[22:54] if v6 else frame[26:34]
+    return packets.inet_sum(ends + struct.pack(">II", len(body), 6) + body) == 0xFFFF
+
+
+@pytest.mark.parametrize("v6", [False, True])
+@given(guest_isn=U32, primary_isn=U32, payload=st.binary(max_size=7), seq=U32)
+@settings(max_examples=60, deadline=None)
+def test_seq_of_the_guest_is_moved_and_nothing_else_but_the_checksum(
+    v6: bool, guest_isn: int, primary_isn: int, payload: bytes, seq: int
+) -> None:
+    ends = {"source": packets.GUEST6, "destination": packets.CLIENT6} if v6 else {}
+    node = Node2()
+    node.guest(segment(guest_isn, 101, flags=SYN, **ends))
+    node.client(from_client(101, primary_isn + 1, v6=v6))
+    moved = node.guest(segment(seq, 101, payload, **ends))
+    expected = segment(seq + primary_isn - guest_isn, 101, payload, **ends)
+    assert moved == expected or (valid(moved) and moved[:50] == expected[:50] and moved[-6:] == expected[-6:])
+    assert valid(moved)
+
+
+@given(guest_isn=U32, primary_isn=U32, ack=U32, edges=st.lists(U32, min_size=0, max_size=6), odd=st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_ack_and_sack_edges_of_the_client_are_moved(
+    guest_isn: int, primary_isn: int, ack: int, edges: list[int], odd: bool
+) -> None:
+    edges = edges[: len(edges) // 2 * 2]
+    node = Node2()
+    node.accept(guest_isn, primary_isn)
+    delta = guest_isn - primary_isn
+
+    def said(ack: int, edges: list[int]) -> bytes:
+        sack = bytes((5, 2 + 4 * len(edges))) + b"".join(struct.pack(">I", e & MASK) for e in edges)
+        return from_client(101, ack, b"x", options=(b"\1" if odd else b"\1\1") + sack if edges else b"")
+
+    assert node.client(said(ack, edges)) == said(ack + delta, [edge + delta for edge in edges])
+
+
+@given(guest_ts=U32, primary_ts=U32, tsval=U32, tsecr=U32, odd=st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_tsval_and_tsecr_are_moved_by_one_constant(
+    guest_ts: int, primary_ts: int, tsval: int, tsecr: int, odd: bool
+) -> None:
+    node = Node2()
+    node.accept(5, 5, ts=(guest_ts, primary_ts))
+    delta = primary_ts - guest_ts
+    pad = b"\1\1\1" if odd else b""
+    assert node.guest(segment(6, 101, options=pad + timestamps(tsval, 3))) == segment(
+        6, 101, options=pad + timestamps(tsval + delta, 3)
+    )
+    assert node.client(from_client(101, 6, options=pad + timestamps(3, tsecr))) == from_client(
+        101, 6, options=pad + timestamps(3, tsecr - delta)
+    )
+
+
+@given(guest_isn=U32, primary_isn=U32, seq=U32, ts=st.tuples(U32, U32), tsval=U32)
+@settings(max_examples=100, deadline=None)
+def test_there_and_back_is_the_identity(
+    guest_isn: int, primary_isn: int, seq: int, ts: tuple[int, int], tsval: int
+) -> None:
+    """What one rewriter moves, one with the ISNs swapped moves back, checksum included."""
+    there, back = Node2(), Node2()
+    there.accept(guest_isn, primary_isn, ts=ts)
+    back.accept(primary_isn, guest_isn, ts=ts[::-1])
+    frame = segment(seq, 101, b"payload", options=timestamps(tsval, 1))
+    assert back.guest(there.guest(frame)) == frame
+    frame = from_client(101, seq, b"payload", options=timestamps(1, tsval))
+    assert back.client(there.client(frame)) == frame
+
+
+@pytest.mark.parametrize("vnet", [10, 12])
+def test_a_partial_checksum_is_left_as_it_is(vnet: int) -> None:
+    node = Node2()
+    node.accept(1000, 5000)
+    moved = node.guest(segment(1001, 101, b"abc", partial=True, vnet=vnet), vnet)
+    assert moved == segment(5001, 101, b"abc", partial=True, vnet=vnet)
+
+
+def test_a_bad_checksum_stays_bad_by_the_same_amount() -> None:
+    node = Node2()
+    node.accept(1000, 5000)
+    assert not valid(node.guest(segment(1001, 101, b"abc", bad=True)))
+
+
+def test_a_connection_that_the_guest_opens() -> None:
+    node = Node2()
+    syn = segment(1000, flags=SYN, options=timestamps(50, 0))
+    assert node.guest(syn) == syn
+    heard = node.client(from_client(900, 5001, flags=SYN, options=timestamps(7, 450)))
+    assert heard == from_client(900, 1001, flags=SYN, options=timestamps(7, 50))
+    assert node.guest(segment(1001, 901, b"x")) == segment(5001, 901, b"x")
+
+
+def test_a_syn_ack_sent_again_is_moved_once_the_distance_is_known() -> None:
+    node = Node2()
+    node.accept(1000, 5000)
+    assert node.guest(segment(1000, 101, flags=SYN)) == segment(5000, 101, flags=SYN)
+
+
+def test_an_old_ack_teaches_nothing() -> None:
+    node = Node2()
+    node.guest(segment(1000, 101, flags=SYN))
+    stale = from_client(90, 77)
+    assert node.client(stale) == stale
+    node.client(from_client(101, 5001))
+    assert node.guest(segment(1001, 101, b"x")) == segment(5001, 101, b"x")
+
+
+def test_the_old_distance_stays_until_the_client_answers_a_new_syn() -> None:
+    node = Node2()
+    node.accept(1000, 5000)
+    node.guest(segment(2000, 701, flags=SYN))
+    assert node.guest(segment(1001, 101, flags=ACK)) == segment(5001, 101, flags=ACK)
+    node.client(from_client(701, 8001))
+    assert node.guest(segment(2001, 701, flags=ACK)) == segment(8001, 701, flags=ACK)
+
+
+def test_unknown_connections_pass_untouched() -> None:
+    node = Node2()
+    frame = segment(1, 2, b"x", options=timestamps(3, 4))
+    assert node.guest(frame) == frame
+    assert node.client(from_client(1, 2)) == from_client(1, 2)
+
+
+def test_a_rst_of_the_client_without_ack_is_not_moved() -> None:
+    node = Node2()
+    node.accept(1000, 5000)
+    rst = from_client(101, None, flags=RST)
+    assert node.client(rst) == rst
+
+
+def test_a_commit_forgets_every_distance_and_is_passed_on() -> None:
+    node = Node2()
+    node.accept(1000, 5000)
+    assert node.core.push("to_guest", Cut(1, "prepare"), 0.0) == [("from_guest", Cut(1, "prepare"))]
+    assert node.guest(segment(1001, 101)) == segment(5001, 101)
+    assert node.core.push("to_guest", Cut(1, "commit"), 0.0) == [("from_guest", Cut(1, "commit"))]
+    assert node.guest(segment(5001, 101)) == segment(5001, 101)
+    assert node.core.epoch == 1
+
+
+def test_the_guests_clock_never_steps_back_after_a_failover() -> None:
+    """The client has seen the primary's clock at 9,000; the guest's is mapped to 8,990."""
+    node = Node2()
+    node.accept(5, 5, ts=(100, 8100))
+    node.client(from_client(101, 6, options=timestamps(1, 9000)))
+    node.core.push("events", Event("failover", {"survivor": "secondary"}), 0.0)
+    assert node.guest(segment(6, 101, options=timestamps(990, 1))) == segment(6, 101, options=timestamps(9000, 1))
+    assert node.guest(segment(6, 101, options=timestamps(991, 1))) == segment(6, 101, options=timestamps(9001, 1))
+
+
+def unprotected(node: Node2) -> None:
+    flow = bytes((0, 4, 6)) + bytes([10, 77, 0, 2, 10, 77, 0, 1]) + struct.pack(">HH", 80, 40000)
+    node.core.push("events", Event("unprotected", {"key": flow}), 0.0)
+
+
+def test_an_unprotected_connection_is_reset_at_failover_and_not_before() -> None:
+    node = Node2()
+    node.accept(1000, 5000)
+    unprotected(node)
+    node.client(from_client(101, 5050))
+    assert node.guest(segment(1001, 101, b"x")) == segment(5001, 101, b"x")
+    node.core.push("events", Event("failover", {"survivor": "secondary"}), 0.0)
+    node.guest(segment(1001, 101, b"x"))
+    (to_guest, guests), (to_client, clients) = node.elsewhere
+    assert (to_guest, to_client) == ("guest", "from_guest")
+    assert valid(guests[:54])
+    assert valid(clients[:54])
+    assert struct.unpack_from(">IIBB", clients, 38) == (5050, 101, 0x50, RST | ACK)
+    assert clients[:6] == packets.CLIENT_MAC
+    assert struct.unpack_from(">IIBB", guests, 38) == (101, 1002, 0x50, RST | ACK)
+    assert guests[:6] == packets.GUEST_MAC
+
+
+def test_a_client_that_speaks_on_an_unprotected_connection_is_answered_with_a_reset() -> None:
+    node = Node2()
+    node.accept(1000, 5000)
+    unprotected(node)
+    node.core.push("events", Event("failover", {"survivor": "secondary"}), 0.0)
+    node.client(from_client(101, 5050, b"abc"))
+    (to_client, clients), (to_guest, _) = node.elsewhere
+    assert (to_client, to_guest) == ("from_guest", "guest")
+    assert struct.unpack_from(">IIBB", clients, 38) == (5050, 104, 0x50, RST | ACK)
+
+
+def test_a_new_incarnation_is_no_longer_reset() -> None:
+    node = Node2()
+    node.accept(1000, 5000)
+    unprotected(node)
+    node.core.push("events", Event("failover", {"survivor": "secondary"}), 0.0)
+    syn = segment(3000, 701, flags=SYN)
+    assert node.guest(syn) == syn
+    assert node.guest(segment(3001, 701, flags=FIN)) != b""
+
+
+def test_a_full_table_refuses_new_connections_and_counts_them() -> None:
+    node = Node2(max_flows=16)
+    for port in range(20):
+        node.guest(segment(1, 1, flags=SYN, dport=port + 1))
+    assert node.core.counters["refused_connections"] == 4
+
+
+def test_idle_connections_are_forgotten() -> None:
+    node = Node2(idle_timeout=5)
+    node.accept(1000, 5000)
+    for now in range(1, 12):
+        node.core.tick(float(now))
+    assert node.core.status()["connections"] == 0
+
+
+def test_a_gap_is_counted_and_told() -> None:
+    node = Node2()
+    (event,) = node.core.push("to_guest", Gap("lost", 2), 0.0)
+    assert isinstance(event, Event)
+    assert event.name == "gap"
+    assert node.core.counters["gaps_to_guest"] == 1
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.binary(min_size=1, max_size=120)), max_size=15), st.sampled_from([0, 10, 12])
+)
+@settings(max_examples=200, deadline=None)
+def test_arbitrary_bytes_never_raise_and_keep_their_length(frames: list[tuple[bool, bytes]], vnet: int) -> None:
+    node = Node2()
+    for from_guest, raw in frames:
+        frame = b"\0" * vnet + raw
+        moved = node.guest(frame, vnet) if from_guest else node.client(frame, vnet)
+        assert len(moved) == len(frame)
