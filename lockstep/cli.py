@@ -18,6 +18,16 @@ from rich.table import Table
 from lockstep import __version__, config, exits
 from lockstep.config import ConfigError, Frontend, Node, Service
 from lockstep.control import ControlError, ControlRefused, request
+from lockstep.demo import (
+    CaptureChoice,
+    DemoOptions,
+    DirectionChoice,
+    NetworkChoice,
+    OpenedByChoice,
+    ScenarioChoice,
+    parse_size,
+    run_demo,
+)
 from lockstep.link.zmq import Curve, LinkError
 from lockstep.service import leave_script_folder
 
@@ -91,6 +101,34 @@ def up(config_file: ConfigFile = None, capture: Capture = None) -> None:
     stop(signal.SIGTERM, None)
     codes = [child.wait() for child in children]
     raise typer.Exit(max((code if code >= 0 else exits.SOFTWARE for code in codes), default=exits.OK))
+
+
+@app.command()
+def demo(
+    scenario: Annotated[ScenarioChoice, typer.Option(help="What to show.")] = "all",
+    as_json: AsJson = False,
+    network: Annotated[NetworkChoice | None, typer.Option(help="Over which network.")] = None,
+    direction: Annotated[DirectionChoice | None, typer.Option(help="failover: which way the transfer goes.")] = None,
+    opened_by: Annotated[OpenedByChoice | None, typer.Option(help="failover: who opens the connection.")] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="How often everything is run.")] = 1,
+    size: Annotated[str | None, typer.Option(help="Bytes of each transfer, as in 256MiB.")] = None,
+    capture: Annotated[
+        CaptureChoice | None, typer.Option(help="tap: in namespaces; memory: without; default: tap where allowed.")
+    ] = None,
+    keep_logs: Annotated[Path | None, typer.Option(help="Folder that takes logs and configurations.")] = None,
+) -> None:
+    """Show the whole proxy on this machine: real kernels in namespaces of their own, under a minute.
+
+    serve: a download and an upload, every byte compared. diverge: a planted wrong byte is found, and
+    never reaches the client. failover: the primary is killed in the middle of a transfer, and the
+    same connection goes on. Nothing is left behind. Exit code 1 if a verdict is bad.
+    """
+    try:
+        wanted = parse_size(size) if size else None
+    except ValueError as error:
+        _fail(exits.USAGE, f"--size: {error}")
+    options = DemoOptions(scenario, as_json, network, direction, opened_by, repeat, wanted, capture, keep_logs)
+    raise typer.Exit(run_demo(options))
 
 
 @app.command()
