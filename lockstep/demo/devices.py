@@ -9,15 +9,16 @@ The devices marked with arrows are TAPs. They are made here, so that they outliv
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from lockstep.demo import vlan
 from lockstep.demo.addresses import ADDRESSES, CLIENT_MAC, GUEST_MAC, VLAN_ID
-from lockstep.demo.namespaces import Namespace, add_tap
+from lockstep.demo.namespaces import Namespace, Obstacle, add_tap
 
 _QUEUE = 5000
 _NODAD = 0x02  # IFA_F_NODAD, <linux/if_addr.h>
@@ -27,8 +28,29 @@ _ADDR_GEN_NONE = 1  # IN6_ADDR_GEN_MODE_NONE, <linux/if_link.h>
 _QUIET = {"accept_dad": 0, "accept_ra": 0, "autoconf": 0, "router_solicitations": 0}
 
 
-def build(network: Namespace, client: Namespace, guests: Iterable[Namespace]) -> None:
-    """Everything in the picture above, up and with its addresses; raises OSError."""
+def build(network: Namespace, client: Namespace, guests: Sequence[Namespace]) -> dict[str, str]:
+    """Everything in the picture above, up and with its addresses.
+
+    Returns the networks that can't be had here, and why. Raises Obstacle where nothing can be had.
+    """
+    try:
+        return _build(network, client, guests)
+    except (NetlinkError, OSError) as error:
+        why = "bridge, veth and TAP devices can't be made here"
+        raise Obstacle(f"{why} ({error}): run as root, on a kernel with bridge, veth and tun") from error
+
+
+def probe() -> dict[str, str]:
+    """The same, for a moment, to see what can be had."""
+    namespaces = [Namespace(name) for name in ("network", "client", "srv", "srv2")]
+    try:
+        return build(namespaces[0], namespaces[1], namespaces[2:])
+    finally:
+        for namespace in namespaces:
+            namespace.close()
+
+
+def _build(network: Namespace, client: Namespace, guests: Sequence[Namespace]) -> dict[str, str]:
     for namespace in (network, client, *guests):
         with namespace.entered():
             _quieten()
@@ -42,20 +64,22 @@ def build(network: Namespace, client: Namespace, guests: Iterable[Namespace]) ->
             ip.link("set", index=_index(ip, name), master=bridge)
         _up(ip, "lo", "cli", "ls-net", "ls-up", "br0")
     with client.entered():
-        _inhabit(CLIENT_MAC, guest=False)
+        missing = _inhabit(CLIENT_MAC, guest=False)
     for namespace in guests:
         with namespace.entered():
             add_tap("eth0")
             _inhabit(GUEST_MAC, guest=True)
+    return missing
 
 
-def has_ipv6() -> bool:
+def _has_ipv6() -> bool:
     """Whether this kernel speaks IPv6."""
     return Path("/proc/net/if_inet6").exists()
 
 
-def _inhabit(mac: str, *, guest: bool) -> None:
-    """Give eth0 of the client or of a guest its addresses, and its VLAN."""
+def _inhabit(mac: str, *, guest: bool) -> dict[str, str]:
+    """Give eth0 of the client or of a guest its addresses, and its VLAN; tell what it can't have."""
+    missing = {}
     with IPRoute() as ip:
         eth0 = _index(ip, "eth0")
         ip.link("set", index=eth0, address=mac)
@@ -63,11 +87,17 @@ def _inhabit(mac: str, *, guest: bool) -> None:
         for network, subnet in ADDRESSES.items():
             address, prefix = subnet.guest if guest else subnet.client, subnet.prefix
             if network == "vlan":
-                vlan.add(ip, eth0, VLAN_ID, address, prefix)
+                try:
+                    vlan.add(ip, eth0, VLAN_ID, address, prefix)
+                except (NetlinkError, OSError) as error:
+                    missing[network] = f"this kernel has no 8021q, and eBPF instead of it is not to be had ({error})"
             elif network == "ipv4":
                 ip.addr("add", index=eth0, address=address, prefixlen=prefix)
-            elif has_ipv6():
+            elif _has_ipv6():
                 ip.addr("add", index=eth0, address=address, prefixlen=prefix, flags=_NODAD)
+            else:
+                missing[network] = "this kernel has no IPv6"
+    return missing
 
 
 def _up(ip: Any, *names: str) -> None:
@@ -75,7 +105,7 @@ def _up(ip: Any, *names: str) -> None:
         index = _index(ip, name)
         if name != "lo":
             ip.link("set", index=index, txqlen=_QUEUE)
-            if has_ipv6():
+            if _has_ipv6():
                 # No link-local address: its duplicate detection and MLD reports are frames too.
                 mode = ["IFLA_INET6_ADDR_GEN_MODE", _ADDR_GEN_NONE]
                 ip.link("set", index=index, IFLA_AF_SPEC={"attrs": [["AF_INET6", {"attrs": [mode]}]]})

@@ -82,7 +82,9 @@ class Display:
 
     def _refresh(self) -> None:
         assert self._live is not None
-        table = Table("MB/s", "MiB", *_COLUMNS, box=None, pad_edge=False, header_style="dim")
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for name in ("MB/s", "MiB", *_COLUMNS):
+            table.add_column(name, justify="right", min_width=11)
         done = f"{self._bytes / (1 << 20):.0f} of {self._total / (1 << 20):.0f}" if self._total else "-"
         counts = [str(self._counters.get(name, "-")) for name in _COLUMNS.values()]
         table.add_row(f"{self._rate:.0f}", done, *counts)

@@ -16,7 +16,7 @@ from lockstep import control
 from lockstep.demo import devices, payload, scenarios
 from lockstep.demo.addresses import ADDRESSES, CLIENTS_PORT, GUESTS_SOURCE_PORT, PORT
 from lockstep.demo.display import PERIOD, Display
-from lockstep.demo.namespaces import Namespace, Obstacle
+from lockstep.demo.namespaces import Namespace
 from lockstep.demo.scenarios import Figures, Transfer
 from lockstep.demo.server import header
 from lockstep.demo.stage import Stage, StageError
@@ -40,12 +40,13 @@ class Namespaces:
 
     def __init__(self, keep_logs: Path | None) -> None:
         self._keep_logs = keep_logs
+        self.missing: Mapping[str, str] = devices.probe()
 
     def serve(self, legs: list[Transfer], display: Display) -> Figures:
         """See Theatre."""
         run: Figures = {"network": legs[0].network, "opened_by": legs[0].opened_by}
         results = []
-        with self._stage(legs[0], "unprotect") as stage:
+        with self._stage("unprotect") as stage:
             for leg in legs:
                 with _Guests(stage, leg) as guests:
                     result = guests.transfer(lambda done, leg=leg: _show(display, stage, done, leg))  # type: ignore[misc]
@@ -62,7 +63,7 @@ class Namespaces:
     def diverge(self, transfer: Transfer, display: Display) -> Figures:
         """See Theatre."""
         place = transfer.size // 8
-        with self._stage(transfer, "hold") as stage, _Guests(stage, transfer, flip=place) as guests:
+        with self._stage("hold") as stage, _Guests(stage, transfer, flip=place) as guests:
             result = guests.transfer(lambda done: _show(display, stage, done, transfer), give_up=_PATIENCE)
             status = stage.status("comparer")
         found = status["divergences"][-1] if status["divergences"] else {}
@@ -95,7 +96,7 @@ class Namespaces:
                 stage.failover()
                 failover_ms = (time.monotonic() - started) * 1000
 
-        with self._stage(transfer, "unprotect") as stage, _Guests(stage, transfer) as guests:
+        with self._stage("unprotect") as stage, _Guests(stage, transfer) as guests:
             result = guests.transfer(watch)
         if failover_ms is None:
             early = f"it ended after {result['bytes']} bytes, before the primary was killed"
@@ -113,9 +114,7 @@ class Namespaces:
             "error": result["error"],
         }
 
-    def _stage(self, transfer: Transfer, on_divergence: str) -> Stage:
-        if transfer.network == "ipv6" and not devices.has_ipv6():
-            raise Obstacle("this kernel has no IPv6: choose --network ipv4")
+    def _stage(self, on_divergence: str) -> Stage:
         return Stage(comparer={"on_divergence": on_divergence}, keep_logs=self._keep_logs)
 
 

@@ -11,6 +11,7 @@ import heapq
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, count
+from types import MappingProxyType
 
 from lockstep.batch import Batch
 from lockstep.config import Node
@@ -52,6 +53,7 @@ class Memory:
     """A theatre without a kernel."""
 
     mode = "memory"
+    missing: Mapping[str, str] = MappingProxyType({})
     sizes: Mapping[scenarios.Scenario, Mapping[str, int]] = {
         "serve": {"download": 4 * _MIB, "upload": _MIB},
         "diverge": {"download": 2 * _MIB},

@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from lockstep.demo import DemoOptions
 from lockstep.demo.display import Display
+from lockstep.demo.namespaces import Obstacle
 
 Scenario = Literal["serve", "diverge", "failover"]
 SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
@@ -51,6 +52,8 @@ class Theatre(Protocol):
     """Where runs are carried out."""
 
     mode: str
+    #: Networks that are not to be had there, and why.
+    missing: Mapping[str, str]
     #: Bytes of a download and of an upload of each scenario, where nobody asks for others.
     sizes: Mapping[Scenario, Mapping[str, int]]
 
@@ -68,8 +71,13 @@ def play(theatre: Theatre, scenario: Scenario, options: DemoOptions, display: Di
     """All runs of a scenario, its verdict and the figures that count."""
     started = time.monotonic()
     runs: list[Figures] = []
+    networks = _networks(theatre, scenario, options)
+    skipped = {network: theatre.missing[network] for network in networks if network in theatre.missing}
+    for network, reason in skipped.items():
+        display.note(f"{scenario}: not over {network}: {reason}")
+    networks = [network for network in networks if network not in skipped]
     for number in range(options.repeat):
-        for legs in _runs(theatre, scenario, options):
+        for legs in _runs(theatre, scenario, networks, options):
             again = f" ({number + 1} of {options.repeat})" if options.repeat > 1 else ""
             display.stage(f"{scenario}: {legs[0] if scenario != 'serve' else legs[0].network}{again}")
             run = _carry_out(theatre, scenario, legs, display)
@@ -79,6 +87,7 @@ def play(theatre: Theatre, scenario: Scenario, options: DemoOptions, display: Di
         "mode": theatre.mode,
         "ok": all(run["ok"] for run in runs),
         **_together(runs),
+        **({"skipped": skipped} if skipped else {}),
         "runs": runs,
         "seconds": round(time.monotonic() - started, 3),
     }
@@ -94,18 +103,25 @@ def _carry_out(theatre: Theatre, scenario: Scenario, legs: list[Transfer], displ
     return theatre.failover(legs[0], display)
 
 
-def _runs(theatre: Theatre, scenario: Scenario, options: DemoOptions) -> Iterator[list[Transfer]]:
-    """The transfers of each run. In `serve` a run has one of each direction, else just one transfer."""
+def _chosen(choice: str | None, everything: tuple[str, ...], own: tuple[str, ...]) -> tuple[str, ...]:
+    return own if choice is None else everything if choice == "all" else (choice,)
 
-    def chosen(choice: str | None, everything: tuple[str, ...], own: tuple[str, ...]) -> tuple[str, ...]:
-        return own if choice is None else everything if choice == "all" else (choice,)
+
+def _networks(theatre: Theatre, scenario: Scenario, options: DemoOptions) -> list[str]:
+    """Over which networks; raises Obstacle where the one that was asked for is not to be had."""
+    if options.network is not None and options.network in theatre.missing:
+        raise Obstacle(f"--network {options.network}: {theatre.missing[options.network]}")
+    return list(_chosen(options.network, NETWORKS, NETWORKS if scenario == "serve" else ("ipv4",)))
+
+
+def _runs(theatre: Theatre, scenario: Scenario, networks: list[str], options: DemoOptions) -> Iterator[list[Transfer]]:
+    """The transfers of each run. In `serve` a run has one of each direction, else just one transfer."""
 
     def size(direction: str) -> int:
         return options.size or theatre.sizes[scenario][direction]
 
-    networks = chosen(options.network, NETWORKS, NETWORKS if scenario == "serve" else ("ipv4",))
-    openers = chosen(options.opened_by, OPENERS, OPENERS if scenario == "failover" else ("client",))
-    directions = chosen(options.direction, DIRECTIONS, DIRECTIONS)
+    openers = _chosen(options.opened_by, OPENERS, OPENERS if scenario == "failover" else ("client",))
+    directions = _chosen(options.direction, DIRECTIONS, DIRECTIONS)
     for network in networks:
         for opener in openers:
             if scenario == "serve":

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -35,7 +36,6 @@ from lockstep import control
 from lockstep.demo import devices
 from lockstep.demo.addresses import ADDRESSES
 from lockstep.demo.namespaces import Namespace, die_with_parent
-from lockstep.streams import STREAMS
 
 #: service → the node it runs on.
 NODES = {"comparer": "primary", "mirror": "primary", "redirector": "secondary", "rewriter": "secondary"}
@@ -91,6 +91,7 @@ class Stage:
 
     client_ns, srv_ns, srv2_ns, network_ns: the namespaces of the client, of the primary and of the
     secondary guest, and of the bridge between them. Addresses stand in `addresses`.
+    missing: networks that this machine can't have, and why.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class Stage:
             self.network_ns, self.client_ns, self.srv_ns, self.srv2_ns = (
                 self._namespace(name, undo) for name in ("network", "client", "srv", "srv2")
             )
-            devices.build(self.network_ns, self.client_ns, (self.srv_ns, self.srv2_ns))
+            self.missing = devices.build(self.network_ns, self.client_ns, (self.srv_ns, self.srv2_ns))
             self._write_configuration()
             undo.callback(self._end_programs)
             for name in NODES:
@@ -207,14 +208,11 @@ class Stage:
                 "rewriter.guest": {"device": "eth0", "netns": self.srv2_ns.path},
             },
         }
-        links: dict[str, dict[str, Value]] = {
-            f"links.{stream}": {"endpoint": f"ipc://{self.run_dir}/{stream}", "hwm": 1000} for stream in STREAMS
-        }
         for node, tables in ports.items():
             services = [service for service, place in NODES.items() if place == node]
             top: dict[str, Value] = {"node": node, "services": services, "run_dir": str(self.run_dir), "capture": "tap"}
             path = self._directory.path / f"{node}.toml"
-            path.write_text(_toml({"": top, **links, **self._settings, **tables}), encoding="utf-8")
+            path.write_text(_toml({"": top, **self._settings, **tables}), encoding="utf-8")
             self.config_paths[node] = path
 
     def _start(self, name: str) -> None:
@@ -247,7 +245,7 @@ class Stage:
         never leaves. It also shows that the whole way is open: the refusal is compared like any segment.
         """
         for network, subnet in ADDRESSES.items():
-            if network == "ipv6" and not devices.has_ipv6():
+            if network in self.missing:
                 continue
             with self.client_ns.entered():
                 try:
@@ -298,15 +296,18 @@ class _Directory:
     """A private temporary directory that is removed even if this process gets SIGKILL."""
 
     def __enter__(self) -> _Directory:
-        base = tempfile.gettempdir()
-        self.path = Path(tempfile.mkdtemp(prefix="lockstep-", dir=base if len(base) < _LONGEST_DIRECTORY else "/tmp"))
-        # It waits until our end of the pipe is closed, and then until our children are dead.
+        base = Path(tempfile.gettempdir())
+        base = base if len(str(base)) < _LONGEST_DIRECTORY else Path("/tmp")
+        self.path = base / f"lockstep-{secrets.token_hex(4)}"
+        # It waits until our end of the pipe is closed, and then until our children are dead. It is there
+        # before the directory is, so that no moment is left in which a SIGKILL would leave something.
         script = 'read -r _; sleep 1; rm -rf -- "$1"'
         self._janitor: subprocess.Popen[bytes] = subprocess.Popen(
             ["/bin/sh", "-c", script, "lockstep-janitor", str(self.path)],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True, cwd="/",
         )  # fmt: skip
+        self.path.mkdir(mode=0o700)
         return self
 
     def __exit__(self, *_: object) -> None:

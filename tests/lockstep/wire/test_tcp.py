@@ -1,0 +1,148 @@
+"""TCP options: places worked out by hand and while building, impacket's reading, and garbage."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from impacket import ImpactPacket
+from impacket.ImpactDecoder import EthDecoder
+from packets import segment
+
+from lockstep.wire.tcp import find_options, options_signature
+
+NOP, END = b"\1", b"\0"
+MSS, WINDOW_SCALE, SACK_PERMITTED = b"\2\4\5\xb4", b"\3\3\7", b"\4\2"
+TIMESTAMPS = b"\x08\x0a\0\0\0\1\0\0\0\2"
+
+
+def sack(blocks: int) -> bytes:
+    return bytes([5, 2 + 8 * blocks]) + bytes(8 * blocks)
+
+
+def found(options: bytes) -> tuple[int | None, int | None, int]:
+    """Offsets in the options; around them lies what looks like more of them."""
+    decoy = TIMESTAMPS * 2
+    timestamps, blocks_at, blocks = find_options(decoy + options + decoy, 20, 20 + len(options))
+    return timestamps - 20 if timestamps else None, blocks_at - 20 if blocks_at else None, blocks
+
+
+@pytest.mark.parametrize(
+    ("options", "places"),
+    [
+        (b"", (None, None, 0)),
+        (TIMESTAMPS, (0, None, 0)),
+        (NOP + NOP + TIMESTAMPS, (2, None, 0)),
+        (NOP + NOP + TIMESTAMPS + NOP + NOP + sack(2), (2, 14, 2)),
+        (sack(3) + NOP + TIMESTAMPS, (27, 0, 3)),
+        (MSS + SACK_PERMITTED + TIMESTAMPS + NOP + WINDOW_SCALE, (6, None, 0)),
+        (NOP + sack(4), (None, 1, 4)),
+        (NOP + b"\x63\2" + TIMESTAMPS, (3, None, 0)),
+        # Of two the first counts; one of another length is none.
+        (NOP + TIMESTAMPS + TIMESTAMPS, (1, None, 0)),
+        (NOP + b"\x08\x09" + bytes(7) + TIMESTAMPS, (10, None, 0)),
+        (NOP + b"\x05\x0b" + bytes(9), (None, None, 0)),
+        # Behind the end of options, or a malformed one, nothing exists.
+        (NOP + END + TIMESTAMPS, (None, None, 0)),
+        (NOP + TIMESTAMPS[:-1], (None, None, 0)),
+        (NOP + b"\x08", (None, None, 0)),
+        (NOP + b"\x63\0" + TIMESTAMPS, (None, None, 0)),
+        (NOP + b"\x63\1" + TIMESTAMPS, (None, None, 0)),
+        (NOP + b"\x63\x63" + TIMESTAMPS, (None, None, 0)),
+    ],
+)
+def test_places_of_timestamps_and_sack_blocks(options: bytes, places: tuple[int | None, int | None, int]) -> None:
+    assert found(options) == places
+
+
+whole_options = st.one_of(
+    st.just(NOP),
+    st.just(MSS),
+    st.just(WINDOW_SCALE),
+    st.just(SACK_PERMITTED),
+    st.builds(lambda a, b: b"\x08\x0a" + struct.pack(">II", a, b), *[st.integers(0, 2**32 - 1)] * 2),
+    st.integers(1, 4).map(sack),
+    st.builds(lambda kind, data: bytes([kind, 2 + len(data)]) + data, st.integers(9, 255), st.binary(max_size=6)),
+)
+
+
+@given(st.lists(whole_options, max_size=10))
+def test_the_first_of_each_is_found_wherever_it_lies(parts: list[bytes]) -> None:
+    at, first = 20, {}
+    for part in parts:
+        first.setdefault(part[0], (at, part))
+        at += len(part)
+    blocks = (len(first[5][1]) - 2) // 8 if 5 in first else 0
+    expected = (first[8][0] if 8 in first else 0, first[5][0] if 5 in first else 0, blocks)
+    assert find_options(bytes(20) + b"".join(parts), 20, at) == expected
+
+
+@given(st.binary(max_size=60), st.binary(max_size=8), st.binary(max_size=8))
+def test_any_options_are_read_within_their_bounds(options: bytes, before: bytes, behind: bytes) -> None:
+    start = 20 + len(before)
+    end = start + len(options)
+    timestamps, blocks_at, blocks = find_options(bytes(20) + before + options + behind, start, end)
+    assert timestamps == 0 or start <= timestamps <= end - 10
+    assert blocks_at == 0 or start <= blocks_at <= blocks_at + 2 + 8 * blocks <= end
+    alone = find_options(bytes(start) + options, start, end)
+    assert alone == (timestamps, blocks_at, blocks)
+
+
+@given(st.binary(max_size=60))
+def test_any_options_have_a_signature_or_none(options: bytes) -> None:
+    signature = options_signature(options, 0, len(options))
+    assert signature is None or len(signature) <= len(options)
+
+
+def test_impacket_reads_the_same_timestamps() -> None:
+    options = NOP + NOP + b"\x08\x0a" + struct.pack(">II", 0x01020304, 0xF1F2F3F4)
+    data = segment(1, 2, b"x", options=options)
+    (theirs,) = [
+        option
+        for option in EthDecoder().decode(data).child().child().get_options()
+        if option.get_kind() == ImpactPacket.TCPOption.TCPOPT_TIMESTAMP
+    ]
+    at = find_options(data, 54, 66)[0]
+    assert struct.unpack(">II", data[at + 2 : at + 10]) == (theirs.get_ts(), theirs.get_ts_echo())
+
+
+def signature(options: bytes) -> bytes | None:
+    return options_signature(options, 0, len(options))
+
+
+def test_a_signature_is_without_padding_and_clock_values() -> None:
+    assert signature(MSS + SACK_PERMITTED + TIMESTAMPS + NOP + WINDOW_SCALE) == bytes.fromhex(
+        "020405b4 0402 080a 030307"
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        MSS + NOP + NOP + b"\x08\x0a" + bytes(8) + WINDOW_SCALE,
+        NOP + MSS + TIMESTAMPS + WINDOW_SCALE + END,
+        MSS + TIMESTAMPS + WINDOW_SCALE + END + b"\xff\xff\xff",
+    ],
+)
+def test_options_that_differ_in_padding_or_clocks_agree(other: bytes) -> None:
+    assert signature(other) == signature(MSS + TIMESTAMPS + WINDOW_SCALE)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        b"\2\4\5\xb5" + TIMESTAMPS + WINDOW_SCALE,
+        MSS + TIMESTAMPS + b"\3\3\x08",
+        MSS + WINDOW_SCALE,
+        MSS + TIMESTAMPS + WINDOW_SCALE + SACK_PERMITTED,
+    ],
+)
+def test_options_with_another_meaning_disagree(other: bytes) -> None:
+    assert signature(other) != signature(MSS + TIMESTAMPS + WINDOW_SCALE)
+
+
+@pytest.mark.parametrize("options", [b"\2", MSS[:-1], b"\2\0\5\xb4", b"\2\1", NOP + b"\x63\x63"])
+def test_malformed_options_have_no_signature(options: bytes) -> None:
+    assert signature(options) is None

@@ -1,0 +1,180 @@
+"""The services as deploy/supervisor runs them: a killed one comes back, and the connection goes on.
+
+supervisord and its control command are the real ones, and so are the configuration files of deploy/:
+what differs here from a machine's own comes from environment variables alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lockstep import exits
+from lockstep.control import ControlError
+from lockstep.demo import payload
+from lockstep.demo.addresses import ADDRESSES, PORT
+from lockstep.demo.namespaces import Namespace
+from lockstep.demo.stage import Stage, environment, wait_for
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+SCRIPTS = Path(sys.executable).parent
+#: deploy/supervisor/NODE.conf → the services in it.
+NODES = {"primary": ("mirror",), "secondary": ("redirector", "rewriter"), "comparer": ("comparer",)}
+SIZE = 256 << 20
+#: `supervisorctl status`, as LSB has it: a program is not running.
+NOT_RUNNING = 3
+
+pytestmark = [pytest.mark.root, pytest.mark.needs("unshare")]
+
+
+class Supervisor:
+    """One node's supervisord."""
+
+    def __init__(
+        self, stage: Stage, node: str, folder: Path, settings: Mapping[str, str], netns: Namespace | None = None
+    ) -> None:
+        self.services = NODES[node]
+        self.logs = folder / "log" / node
+        self.logs.mkdir(parents=True)
+        (folder / "sockets").mkdir(exist_ok=True)
+        self._file = DEPLOY / "supervisor" / f"{node}.conf"
+        self.environment = environment() | {
+            "RUNTIME_DIRECTORY": str(folder / "sockets"),
+            "LOGS_DIRECTORY": str(self.logs),
+            "PATH": f"{SCRIPTS}:{os.environ['PATH']}",
+            **settings,
+        }
+        # It is the first process of a namespace of process ids: whatever ends it ends all that it started.
+        alone = ["unshare", "--pid", "--fork", "--kill-child"]
+        self.process = stage.popen(
+            netns,
+            [*alone, SCRIPTS / "supervisord", "-n", "-c", self._file],
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+        )
+
+    def control(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run `supervisorctl` with these words."""
+        command = [SCRIPTS / "supervisorctl", "-c", self._file, *words]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=30)
+
+    def lockstep(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run `lockstep` where the node's services run."""
+        command = [SCRIPTS / "lockstep", *words]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=30)
+
+    def pid(self, service: str) -> str:
+        """The service's process, as supervisord numbers it."""
+        return self.control("pid", service).stdout.strip()
+
+    def kill(self, service: str) -> None:
+        """SIGKILL to a service."""
+        answer = self.control("signal", "KILL", service)
+        assert answer.returncode == 0, answer.stdout
+
+    def close(self) -> None:
+        """Have it stop its services, and end."""
+        self.control("shutdown")
+        self.process.wait(timeout=20)
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    """Namespaces, devices and guests, with nothing between them."""
+    with Stage() as stage:
+        for service in stage.services.values():
+            service.process.terminate()
+            service.process.wait()
+        for guest in (stage.srv_ns, stage.srv2_ns):
+            server = stage.python(guest, "lockstep.demo.server", "--port", PORT, stdout=subprocess.PIPE)
+            assert server.stdout is not None
+            server.stdout.readline()
+        yield stage
+
+
+@contextmanager
+def supervised(stage: Stage, folder: Path) -> Iterator[dict[str, Supervisor]]:
+    """All three supervisord, with the stage's own configuration; by service."""
+    with ExitStack() as undo:
+        found = {}
+        for node, services in NODES.items():
+            config = stage.config_paths["secondary" if node == "secondary" else "primary"]
+            supervisor = Supervisor(stage, node, folder, {"LOCKSTEP_CONFIG": str(config)})
+            undo.callback(supervisor.close)
+            found |= dict.fromkeys(services, supervisor)
+        for service in found:
+            wait_for(lambda service=service: answers(stage, service), f"the {service} to answer", 20)
+        yield found
+
+
+def answers(stage: Stage, service: str) -> bool:
+    try:
+        stage.status(service, timeout=0.5)
+    except ControlError:
+        return False
+    return True
+
+
+def download(stage: Stage, half_way: Callable[[], None]) -> dict[str, Any]:
+    """The demo's client takes SIZE bytes over one connection; `half_way` is called when it has a third of them."""
+    client = stage.python(
+        stage.client_ns, "lockstep.demo.client", "--connect", ADDRESSES["ipv4"].guest, "--port", PORT,
+        "--download", SIZE, "--give-up", 30, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert client.stdout is not None
+    called = False
+    for line in client.stdout:
+        message = json.loads(line)
+        if "result" in message:
+            assert called, f"it ended before half_way: {message['result']}"
+            return message["result"]
+        if not called and message["progress"] > SIZE // 3:
+            called = True
+            half_way()
+    raise AssertionError(f"the client ended with {client.wait()} and no result")
+
+
+def assert_whole(result: Mapping[str, Any]) -> None:
+    assert result["error"] is None
+    assert result["reconnects"] == 0
+    assert result["wrong_bytes_delivered"] == 0
+    assert result["sha256"] == payload.digest(SIZE)
+
+
+@pytest.mark.parametrize("service", ["mirror", "comparer", "redirector", "rewriter"])
+def test_a_download_survives_sigkill_of_a_service_that_supervisord_brings_back(
+    stage: Stage, run_dir: Path, service: str
+) -> None:
+    with supervised(stage, run_dir) as supervisors:
+        supervisor = supervisors[service]
+        before = supervisor.pid(service)
+        result = download(stage, lambda: supervisor.kill(service))
+        print(f"{service}: {result}")
+        assert_whole(result)
+        wait_for(lambda: answers(stage, service), f"the {service} to be back", 20)
+        after = stage.status(service)
+        assert supervisor.pid(service) not in (before, "0")
+        assert after["uptime_s"] < result["seconds"]
+        for other, watched in supervisors.items():
+            print(f"{other}: {stage.status(other)['counters']}")
+            log = (watched.logs / f"{other}.log").read_text(encoding="utf-8").splitlines()
+            starts = [line for line in map(json.loads, log) if line["event"] == "service_started"]
+            assert len(starts) == (2 if other == service else 1)
+
+
+def test_a_service_that_does_not_run_shows_in_both_status_commands(stage: Stage, run_dir: Path) -> None:
+    with supervised(stage, run_dir) as supervisors:
+        supervisor = supervisors["redirector"]
+        assert supervisor.control("status").returncode == 0
+        assert supervisor.lockstep("status").returncode == exits.OK
+        supervisor.control("stop", "redirector")
+        assert supervisor.control("status").returncode == NOT_RUNNING
+        assert supervisor.lockstep("status", "--timeout", "0.5").returncode == exits.UNAVAILABLE
