@@ -181,6 +181,25 @@ class Rewriter(_Model):
     )
 
 
+class Passthrough(_Model):
+    """Flows that leave unchecked. What is not given matches everything; the first rule that matches decides."""
+
+    protocol: Literal["tcp", "udp", "icmp", "icmpv6"] | Annotated[int, Field(ge=0, le=255)] | None = Field(
+        None, description="name, or number as assigned by IANA"
+    )
+    port: Annotated[int, Field(ge=0, le=65535)] | None = Field(None, description="either side's port")
+    network: str | None = Field(None, description="addresses of the other side, as in 192.0.2.0/24")
+    guest: str | None = Field(None, description="addresses of the guest")
+    action: Literal["pass", "compare"] = Field("pass", description="compare: an exception from a later rule")
+
+    @field_validator("network", "guest")
+    @classmethod
+    def _network(cls, value: str | None) -> str | None:
+        if value is not None:
+            ipaddress.ip_network(value)
+        return value
+
+
 class Comparer(_Model):
     """How the comparer compares, and what follows a divergence."""
 
@@ -190,7 +209,14 @@ class Comparer(_Model):
     on_divergence: OnDivergence = Field(
         "checkpoint", description="checkpoint: ask for one and hold; unprotect: release that flow unchecked; hold"
     )
-    max_flows: Annotated[int, Field(ge=16, le=4_000_000)] = Field(65_536, description="flows followed at once")
+    passthrough: tuple[Passthrough, ...] = Field(
+        (), description="rules for flows that leave unchecked; first match wins"
+    )
+    mptcp: Literal["strip", "unprotect"] = Field(
+        "strip",
+        description="strip: MPTCP is taken out of the guest's SYNs; unprotect: such connections leave unchecked",
+    )
+    max_flows: Annotated[int, Field(ge=16, le=4_000_000)] = Field(1_000_000, description="flows followed at once")
     max_half_open: Annotated[int, Field(ge=16, le=4_000_000)] = Field(
         16_384, description="flows of which only a SYN was seen"
     )

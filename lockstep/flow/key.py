@@ -51,6 +51,24 @@ def reversed_key(f: Frame, buf: Buffer) -> bytes:
     return bytes((f.tags, f.version, f.protocol)) + _tags(f, buf) + addresses + ports
 
 
+def quoted_tcp(f: Frame, buf: Buffer) -> tuple[bytes, int] | None:
+    """Of an ICMP error that quotes a TCP segment: that segment's key, and where its header begins.
+
+    None for anything else, and where the quotation ends before the sequence number does.
+    """
+    at, end = f.payload, f.payload_end
+    if f.kind == frame.ICMP and buf[f.l4] in icmp.V4_ERRORS and end - at >= ipv4.HEADER:
+        l4, size, source, protocol = at + ((buf[at] & 0xF) << 2), 4, at + ipv4.SOURCE, buf[at + ipv4.PROTOCOL]
+    elif f.kind == frame.ICMPV6 and buf[f.l4] in icmp.V6_ERRORS and end - at >= ipv6.HEADER:
+        l4, size, source, protocol = at + ipv6.HEADER, 16, at + ipv6.SOURCE, buf[at + ipv6.NEXT_HEADER]
+    else:
+        return None
+    if protocol != frame.IPPROTO_TCP or end - l4 < 8:
+        return None
+    head = bytes((f.tags, f.version, protocol)) + _tags(f, buf)
+    return head + bytes(buf[source : source + 2 * size]) + bytes(buf[l4 : l4 + 4]), l4
+
+
 def _tags(f: Frame, buf: Buffer) -> bytes:
     if not f.tags:
         return b""

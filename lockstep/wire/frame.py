@@ -82,6 +82,8 @@ def _ipv4(f: Frame, buf: Buffer, at: int, end: int) -> int:
         return MALFORMED
     header = (buf[at] & 0xF) << 2
     total = buf[at + 2] << 8 | buf[at + 3]
+    if not total and buf[at + ipv4.PROTOCOL] == IPPROTO_TCP:
+        total = end - at  # a super-frame too long for the field (BIG TCP)
     if header < ipv4.HEADER or total < header or total > end - at:
         return MALFORMED
     f.version = 4
@@ -98,6 +100,8 @@ def _ipv6(f: Frame, buf: Buffer, at: int, end: int) -> int:
     if end - at < ipv6.HEADER or buf[at] >> 4 != 6:
         return MALFORMED
     total = ipv6.HEADER + (buf[at + 4] << 8 | buf[at + 5])
+    if total == ipv6.HEADER:
+        total += _jumbo_length(buf, at, end)
     if total > end - at:
         return MALFORMED
     f.version = 6
@@ -133,6 +137,14 @@ def _ipv6(f: Frame, buf: Buffer, at: int, end: int) -> int:
     f.protocol = following
     f.l4 = at
     return _transport(f, buf)
+
+
+def _jumbo_length(buf: Buffer, at: int, end: int) -> int:
+    """Payload length of a jumbogram (RFC 2675), as BIG TCP writes it: a hop-by-hop header with that option first."""
+    options = at + ipv6.HEADER
+    if buf[at + ipv6.NEXT_HEADER] != ipv6.HOP_BY_HOP or end - options < 8 or buf[options + 2] != ipv6.JUMBO:
+        return 0
+    return int.from_bytes(buf[options + 4 : options + 8], "big")
 
 
 def _transport(f: Frame, buf: Buffer) -> int:

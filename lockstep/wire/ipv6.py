@@ -12,5 +12,8 @@ FRAGMENT = 44
 AUTHENTICATION = 51
 DESTINATION_OPTIONS = 60
 
+#: Hop-by-hop option of a jumbogram (RFC 2675).
+JUMBO = 0xC2
+
 #: Extension headers walked before a frame is refused (RFC 8504 §5.3 allows a host such a bound).
 MOST_EXTENSIONS = 8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from lockstep.batch import Buffer
 
 HEADER = 20
@@ -11,12 +13,17 @@ DATA_OFFSET = 12
 FLAGS = 13
 WINDOW = 14
 CHECKSUM = 16
+URGENT_POINTER = 18
 
 FIN, SYN, RST, PSH, ACK, URG = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
 
 END_OF_OPTIONS = 0
 NO_OPERATION = 1
 SACK = 5  # RFC 2018
+MD5 = 19  # RFC 2385
+AUTHENTICATION = 29  # TCP-AO, RFC 5925
+MULTIPATH = 30  # RFC 8684
+FAST_OPEN = 34  # RFC 7413
 TIMESTAMPS = 8  # RFC 7323
 TIMESTAMPS_LENGTH = 10
 
@@ -50,25 +57,50 @@ def find_options(buf: Buffer, start: int, end: int) -> tuple[int, int, int]:
     return timestamps, sack, blocks
 
 
-def options_signature(buf: Buffer, start: int, end: int) -> bytes | None:
-    """The options of a SYN in the form in which two replicas must agree: no padding, no clock values.
+def has_option(buf: Buffer, start: int, end: int, *kinds: int) -> bool:
+    """Whether one of these kinds stands in the options `buf[start:end]`."""
+    return any(kind in kinds for kind, _, _ in _walk(buf, start, end))
 
-    None if they are malformed.
-    """
-    parts = []
+
+def stripped(buf: bytearray, start: int, end: int, kind: int) -> None:
+    """Replace an option by NOPs. The checksum is the caller's."""
+    for found, at, length in list(_walk(buf, start, end)):
+        if found == kind:
+            buf[at : at + length] = bytes((NO_OPERATION,)) * length
+
+
+def _walk(buf: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """`(kind, offset, length)` of each option; ends in front of a malformed one."""
     at = start
     while at < end:
         kind = buf[at]
         if kind == NO_OPERATION:
             at += 1
             continue
-        if kind == END_OF_OPTIONS:
-            break
-        if at + 1 >= end:
-            return None
+        if kind == END_OF_OPTIONS or at + 1 >= end:
+            return
         length = buf[at + 1]
         if length < 2 or at + length > end:
-            return None
-        parts.append(bytes(buf[at : at + 2] if kind == TIMESTAMPS else buf[at : at + length]))
+            return
+        yield kind, at, length
         at += length
-    return b"".join(parts)
+
+
+def options_signature(buf: Buffer, start: int, end: int) -> bytes:
+    """The options of a SYN in the form in which two replicas must agree.
+
+    Without padding, and without what each draws on its own: clock values, Fast Open cookies, and all
+    of MPTCP. What stands behind a malformed option belongs to the signature as it is.
+    """
+    parts = []
+    done = start
+    for kind, at, length in _walk(buf, start, end):
+        done = at + length
+        if kind in _OWN_VALUES:
+            parts.append(bytes(buf[at : at + 2]))
+        elif kind != MULTIPATH:
+            parts.append(bytes(buf[at:done]))
+    return b"".join(parts) + bytes(buf[done:end]).strip(b"\0\1")
+
+
+_OWN_VALUES = frozenset({TIMESTAMPS, FAST_OPEN})

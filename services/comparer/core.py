@@ -17,30 +17,42 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lockstep.batch import Batch, BatchBuilder, Buffer
 from lockstep.config import Node
-from lockstep.flow.key import describe, flow_key
-from lockstep.flow.sweep import Sweep
+from lockstep.flow.key import describe
 from lockstep.streams import PRIMARY, RELEASED, SECONDARY, CommandError, Cut, Event, Gap, Item, Output
 from lockstep.wire import arp, ethernet, frame, icmp, tcp
 from lockstep.wire.frame import Frame, dissect
-from services.comparer.datagram import DatagramFlow
 from services.comparer.ease import STALL, ease
-from services.comparer.flow import DIFFERS, DIVERGED, PROTECTED, RELEASE, UNPROTECTED, Finding, Flow, Held
-from services.comparer.tcp import TcpFlow
+from services.comparer.flow import (
+    DIFFERS,
+    DIVERGED,
+    PASSED,
+    PROTECTED,
+    RELEASE,
+    UNPROTECTED,
+    Finding,
+    Flow,
+    Held,
+)
+from services.comparer.fragments import Reassembly
+from services.comparer.passthrough import Rules
+from services.comparer.table import FlowTable, is_syn
+from services.comparer.tcp import TcpFlow, without_multipath
 
 #: Divergences that `status` shows.
 MOST_REMEMBERED = 32
-#: Seconds until a flow of datagrams, or one that has ended, is forgotten.
-SHORT_IDLE = 60.0
 #: MAC addresses of the primary that are remembered.
 MOST_VOICES = 64
 #: Bytes of a coming epoch that wait for its commit.
 MOST_EARLY = 4 << 20
 
+
+_SPECIAL = (tcp.MD5, tcp.AUTHENTICATION, tcp.MULTIPATH)
+_NO_DATAGRAM = (frame.MALFORMED, frame.FRAGMENT, frame.CHATTER)
 
 #: `primary_frames + split_frames == released - secondary_asked + held + every dropped_…`, always.
 COUNTERS = (
@@ -53,12 +65,16 @@ COUNTERS = (
     "lowered_acks",
     "divergences",
     "unprotected_flows",
+    "passed_flows",
+    "stripped_mptcp",
     "checkpoint_requests",
     "commits",
     "dropped_malformed",
     "dropped_limit",
     "dropped_evicted",
+    "dropped_fragments",
     "dropped_full",
+    "dropped_keep_alive",
     "refused_flows",
     "secondary_malformed",
     "secondary_other_epoch",
@@ -74,19 +90,17 @@ class Core:
 
     def __init__(self, config: Node) -> None:
         self._config = config.comparer
+        self._rules = Rules(self._config.passthrough)
+        self._table = FlowTable(self._config, self._evicted)
+        self._primary_fragments = Reassembly(self._config.compare_timeout)
+        self._secondary_fragments = Reassembly(self._config.compare_timeout)
         self.epoch = 0
         self.counters = dict.fromkeys(COUNTERS, 0)
-        self._flows: dict[bytes, Flow] = {}
-        #: Flows of which only SYNs were seen, oldest first.
-        self._half_open: dict[bytes, None] = {}
         self._frame = Frame()
         self._number = 0
-        self._held_frames = 0
-        self._kept = 0
         #: (when its head is due, tie-breaker, flow); one entry a waiting flow, looked at again when due.
         self._due: list[tuple[float, int, Flow]] = []
         self._ties = 0
-        self._sweep = Sweep()
         #: A prepared cut: (its epoch, number of the first frame behind it).
         self._prepared: tuple[int, int] | None = None
         self._epoch_known = False
@@ -106,7 +120,7 @@ class Core:
 
     def push(self, stream: str, item: Item, now: float) -> list[Output]:
         """Take a batch, cut or gap of `primary` or `secondary`."""
-        self._sweep.start(now)
+        self._table.start(now)
         if isinstance(item, Batch):
             if stream == PRIMARY:
                 return self._primary(item, now)
@@ -132,21 +146,38 @@ class Core:
             if not flow.held or flow.state != PROTECTED:
                 continue
             if flow.held[0].arrived + self._config.compare_timeout <= now:
-                self._diverge(flow, self._finding(flow))
+                self._overdue(flow)
+                if flow.held and flow.state == PROTECTED:
+                    self._watch(flow, now)
                 continue
             if isinstance(flow, TcpFlow) and flow.held[0].arrived + STALL <= now:
                 self._ease(flow)
             if flow.held and flow.state == PROTECTED:
                 self._watch(flow, now)
-        self._forget_idle(now)
+        self._table.sweep(now)
+        self._primary_fragments.expire(now)
+        self._secondary_fragments.expire(now)
         return self._outputs()
+
+    def _overdue(self, flow: Flow) -> None:
+        """A head that nobody matched is a divergence; a keep-alive that nobody matched is not missed."""
+        head = flow.held[0]
+        if isinstance(flow, TcpFlow) and flow.is_keep_alive(head.data, head.l4, head.payload, head.payload_end):
+            self._take_head(flow)
+            self.counters["dropped_keep_alive"] += 1
+            self._drain(flow)
+        else:
+            self._diverge(flow, self._finding(flow))
 
     def next_deadline(self) -> float | None:
         """See Core in lockstep.streams."""
-        moments = [self._due[0][0]] if self._due else []
-        if self._flows and self._sweep.next is not None:
-            moments.append(self._sweep.next)
-        return min(moments, default=None)
+        moments = (
+            self._due[0][0] if self._due else None,
+            self._table.next_sweep(),
+            self._primary_fragments.next_deadline(),
+            self._secondary_fragments.next_deadline(),
+        )
+        return min((moment for moment in moments if moment is not None), default=None)
 
     def command(self, op: str, arguments: Mapping[str, Any], now: float) -> tuple[dict[str, Any], list[Output]]:
         """`checkpoint`: ask for one. `failover`: the secondary is lost; release everything, unprotected."""
@@ -157,12 +188,14 @@ class Core:
             self._alone = True
             self._release_all()
             self._events.append(Event("failover", {"survivor": "primary", "epoch": self.epoch}))
-            return {"survivor": "primary"}, self._outputs()
+            return {"survivor": "primary", "epoch": self.epoch}, self._outputs()
         raise CommandError(f"the comparer has no `{op}`")
 
     def reload(self, config: Node) -> None:
-        """Take new limits and time-outs."""
-        self._config = config.comparer
+        """Take new limits, time-outs and rules; rules are asked for new flows."""
+        self._config = self._table.config = config.comparer
+        self._rules = Rules(self._config.passthrough)
+        self._primary_fragments.lifetime = self._secondary_fragments.lifetime = self._config.compare_timeout
 
     def undelivered(self, stream: str, item: Batch | Cut, now: float) -> list[Output]:
         """Released frames that the full link refused are lost, and counted; TCP sends them again."""
@@ -174,10 +207,11 @@ class Core:
     def status(self) -> dict[str, Any]:
         """Gauges, and the last divergences."""
         return {
-            "held": self._held_frames,
-            "kept_bytes": self._kept,
-            "flows": len(self._flows),
-            "half_open": len(self._half_open),
+            "held": self._table.held + self._primary_fragments.waiting,
+            "kept_bytes": self._table.kept,
+            "flows": len(self._table.flows),
+            "half_open": len(self._table.half_open),
+            "passthrough": self._rules.counts,
             "on_divergence": self._config.on_divergence,
             "divergences": list(self._recent),
         }
@@ -207,64 +241,135 @@ class Core:
                 if len(self._voices) < MOST_VOICES:
                     self._voices.add(bytes(data[f.start + 6 : f.start + 12]))
                 continue
-            flow = None
             if kind == frame.MALFORMED:
                 self.counters["dropped_malformed"] += 1
-            else:
-                flow = self._flow(f, data, now)
-            if flow is not None and self._leaves(flow, f, data, now):
+            elif kind != frame.FRAGMENT:
+                flow = self._followed(f, data, now)
+                if flow is not None and self._leaves(flow, f, data, now):
+                    continue
+                self._out.extend(batch, leaving, index)
+                leaving = index + 1
+                if flow is not None:
+                    self._hold(flow, f, bytes(data[start:end]), vnet, now)
                 continue
             self._out.extend(batch, leaving, index)
             leaving = index + 1
-            if flow is not None:
-                self._hold(flow, f, bytes(data[start:end]), vnet, now)
+            if kind == frame.FRAGMENT:
+                self._primary_fragment(data, start, now)
         if leaving == 0 and len(batch):
             self.counters["released"] += len(batch)
             return [(RELEASED, batch), *self._outputs()]
         self._out.extend(batch, leaving, len(batch))
         return self._outputs()
 
+    def _primary_fragment(self, data: Buffer, start: int, now: float) -> None:
+        """Hold a fragment until its datagram is whole; that is judged, and leaves as it came."""
+        whole = self._primary_fragments.take(self._frame, data, start, now)
+        if whole is None:
+            return
+        f = self._frame
+        if dissect(f, whole.frame, 0, len(whole.frame)) in (frame.MALFORMED, frame.FRAGMENT):
+            self.counters["dropped_malformed"] += len(whole.originals)
+            return
+        if f.kind == frame.CHATTER:
+            self.counters["unchecked"] += len(whole.originals)
+            self._append(whole.originals)
+            return
+        flow = self._followed(f, whole.frame, now, len(whole.originals))
+        if flow is None:
+            return
+        if self._leaves(flow, f, whole.frame, now):
+            if flow.state != PROTECTED:
+                self.counters["unchecked"] += len(whole.originals) - 1
+            self._append(whole.originals)
+        else:
+            self._hold(flow, f, whole.frame, 0, now, whole.originals)
+
+    def _followed(self, f: Frame, data: Buffer, now: float, frames: int = 1) -> Flow | None:
+        """The flow of a primary frame; None if it was refused, and these frames dropped."""
+        known = len(self._table.flows)
+        flow = self._table.of(f, data, now)
+        if flow is None:
+            self.counters["refused_flows"] += 1
+            self.counters["dropped_limit"] += frames
+            self._ask_for_checkpoint("limit")
+        elif len(self._table.flows) != known and self._rules.pass_unchecked(flow.key):
+            self._pass(flow)
+        return flow
+
+    def _pass(self, flow: Flow) -> None:
+        """Let a flow leave unchecked, by rule. The rewriter resets a connection of this kind at failover."""
+        flow.state = PASSED
+        self.counters["passed_flows"] += 1
+        if isinstance(flow, TcpFlow):
+            self._events.append(Event("unprotected", describe(flow.key) | {"key": flow.key, "reason": "passthrough"}))
+
     def _leaves(self, flow: Flow, f: Frame, data: Buffer, now: float) -> bool:
         """Whether this frame may leave at once."""
         flow.touched = now
-        if flow.state == UNPROTECTED:
-            if f.kind != frame.TCP or not data[f.l4 + tcp.FLAGS] & tcp.SYN:
-                self.counters["unchecked"] += 1
-                return True
-            flow.state = PROTECTED  # a new incarnation
+        syn = is_syn(f, data)
+        if flow.state == UNPROTECTED and syn:
+            flow.state = PROTECTED  # a new connection
+        if flow.state in (UNPROTECTED, PASSED):
+            self.counters["unchecked"] += 1
+            return True
         if flow.held or flow.state == DIVERGED:
+            return False
+        if syn and tcp.has_option(data, f.l4 + tcp.HEADER, f.payload, *_SPECIAL):
             return False
         if flow.verdict(data, f.kind, f.l4, f.payload, f.payload_end) != RELEASE:
             return False
         before = flow.kept()
         flow.released(data, f.kind, f.l4, f.payload, f.payload_end)
-        self._kept += flow.kept() - before
+        self._table.kept += flow.kept() - before
         return True
 
-    def _hold(self, flow: Flow, f: Frame, data: bytes, vnet: int, now: float) -> None:
-        """Queue a frame behind the flow's others, within the limits."""
-        size = len(data)
-        if flow.kept() + size > self._config.max_flow_bytes or self._kept + size > self._config.max_bytes:
-            self._diverge(flow, Finding("limit"))
-            if flow.state == UNPROTECTED:
-                self._out.append(data, vnet)
-                self.counters["unchecked"] += 1
-            else:
-                self.counters["dropped_limit"] += 1
-            return
+    def _hold(
+        self,
+        flow: Flow,
+        f: Frame,
+        data: bytes,
+        vnet: int,
+        now: float,
+        originals: tuple[tuple[bytes, int], ...] = (),
+    ) -> None:
+        """Queue a frame behind the flow's others, within the limits, and let out what may leave."""
         base = f.start - vnet
-        held = Held(data, vnet, f.l4 - base, f.payload - base, f.payload_end - base, f.kind, now, self._number)
-        flow.held.append(held)
-        flow.held_bytes += size
-        self._kept += size
-        self._held_frames += 1
-        self.counters["held_frames"] += 1
+        held = Held(
+            data, vnet, f.l4 - base, f.payload - base, f.payload_end - base, f.kind, now, self._number, originals
+        )
+        if flow.state == PROTECTED and f.kind == frame.TCP and data[held.l4 + tcp.FLAGS] & tcp.SYN:
+            self._special_syn(flow, held)
+        if self._table.over(flow, len(data)):
+            self._diverge(flow, Finding("limit"))
+            if flow.state != UNPROTECTED:
+                self.counters["dropped_limit"] += held.frames()
+                return
+        if flow.state == UNPROTECTED:
+            self.counters["unchecked"] += held.frames()
+            self._append(held.originals or ((held.data, held.vnet),))
+            return
+        flow.hold(held)
+        self._table.kept += len(data)
+        self._table.held += held.frames()
+        self.counters["held_frames"] += held.frames()
         if flow.state != PROTECTED or len(flow.held) > 1:
             return
-        if flow.verdict(data, held.kind, held.l4, held.payload, held.payload_end) == DIFFERS:
-            self._diverge(flow, self._finding(flow))
-        else:
+        self._drain(flow)
+        if flow.held and flow.state == PROTECTED:
             self._watch(flow, now)
+
+    def _special_syn(self, flow: Flow, held: Held) -> None:
+        """Options that the rewriter can't serve: authenticated segments, and MPTCP with its own numbers."""
+        options = held.data, held.l4 + tcp.HEADER, held.payload
+        if tcp.has_option(*options, tcp.MD5, tcp.AUTHENTICATION):
+            self._unprotect(flow, "authenticated")
+        elif tcp.has_option(*options, tcp.MULTIPATH):
+            if self._config.mptcp == "unprotect":
+                self._unprotect(flow, "mptcp")
+            else:
+                held.data = without_multipath(held.data, held.vnet, held.l4, held.payload)
+                self.counters["stripped_mptcp"] += 1
 
     def _watch(self, flow: Flow, now: float) -> None:
         """Look at this flow again when its head is stuck, and when it is due."""
@@ -286,15 +391,15 @@ class Core:
         self._out.append(leaving, head.vnet)
         end = head.payload_end - max(0, len(staying) - head.payload)
         flow.released(leaving, head.kind, head.l4, head.payload, end)
-        flow.held_bytes -= len(head.data) - len(staying)
         if staying:
             self.counters["split_frames"] += 1
+            flow.held_bytes -= len(head.data) - len(staying)
             head.data, head.payload_end = staying, len(staying)
         else:
             self.counters["lowered_acks"] += 1
-            flow.held.popleft()
-            self._held_frames -= 1
-        self._kept += flow.kept() - before
+            flow.take_head()
+            self._table.held -= 1
+        self._table.kept += flow.kept() - before
         self._drain(flow)
 
     # --- secondary
@@ -326,19 +431,35 @@ class Core:
             if kind == frame.MALFORMED:
                 self.counters["secondary_malformed"] += 1
                 continue
-            flow = self._flow(f, data, now)
-            if flow is None or flow.state != PROTECTED:
+            if kind == frame.FRAGMENT:
+                whole = self._secondary_fragments.take(f, data, start, now)
+                if whole is not None and dissect(f, whole.frame, 0, len(whole.frame)) not in _NO_DATAGRAM:
+                    self._hear(f, whole.frame, now)
                 continue
-            flow.touched = now
-            before = flow.kept()
-            found = flow.secondary(f, data, now)
-            self._kept += flow.kept() - before
-            if found is None and (flow.kept() > self._config.max_flow_bytes or self._kept > self._config.max_bytes):
-                found = Finding("limit")
-            if found is not None:
-                self._diverge(flow, found)
-            elif flow.held:
-                self._drain(flow)
+            self._hear(f, data, now)
+
+    def _hear(self, f: Frame, data: Buffer, now: float) -> None:
+        """Take what the secondary said in one frame, and let out what that proves."""
+        known = len(self._table.flows)
+        flow = self._table.of(f, data, now)
+        if flow is None:
+            self.counters["refused_flows"] += 1
+            self._ask_for_checkpoint("limit")
+            return
+        if len(self._table.flows) != known and self._rules.pass_unchecked(flow.key):
+            self._pass(flow)
+        if flow.state != PROTECTED:
+            return
+        flow.touched = now
+        before = flow.kept()
+        found = flow.secondary(f, data, now)
+        self._table.kept += flow.kept() - before
+        if found is None and self._table.over(flow):
+            found = Finding("limit")
+        if found is not None:
+            self._diverge(flow, found)
+        elif flow.held:
+            self._drain(flow)
 
     def _drain(self, flow: Flow) -> None:
         """Release held frames from the head on, as far as they are proven."""
@@ -352,69 +473,23 @@ class Core:
             before = flow.kept()
             self._release_head(flow)
             flow.released(head.data, head.kind, head.l4, head.payload, head.payload_end)
-            self._kept += flow.kept() - before
+            self._table.kept += flow.kept() - before
 
     def _release_head(self, flow: Flow) -> None:
-        """Move the head to what leaves. The caller keeps `_kept`."""
-        head = flow.held.popleft()
-        flow.held_bytes -= len(head.data)
-        self._held_frames -= 1
-        self._out.append(head.data, head.vnet)
+        """Move the head to what leaves. The caller keeps `kept`."""
+        head = flow.take_head()
+        self._table.held -= head.frames()
+        self._append(head.originals or ((head.data, head.vnet),))
 
-    # --- flows
+    def _append(self, frames: Iterable[tuple[bytes, int]]) -> None:
+        for data, vnet in frames:
+            self._out.append(data, vnet)
 
-    def _flow(self, f: Frame, data: Buffer, now: float) -> Flow | None:
-        """The flow of a dissected frame, made if it is new; None where a limit refuses it."""
-        key = flow_key(f, data)
-        flow = self._flows.get(key)
-        syn = f.kind == frame.TCP and data[f.l4 + tcp.FLAGS] & tcp.SYN
-        if flow is not None:
-            if not syn and key in self._half_open:
-                del self._half_open[key]
-            return flow
-        if not self._room(bool(syn)):
-            self.counters["refused_flows"] += 1
-            self.counters["dropped_limit"] += 1
-            self._ask_for_checkpoint("limit")
-            return None
-        if f.kind == frame.TCP:
-            flow = TcpFlow(key, now, self._config.max_flow_bytes)
-            if syn:
-                self._half_open[key] = None
-        else:
-            flow = DatagramFlow(key, now, self._config.compare_timeout)
-        self._flows[key] = flow
-        return flow
-
-    def _room(self, syn: bool) -> bool:
-        """Make room for one more flow. Only half-open flows make way, never an established one."""
-        full = len(self._flows) >= self._config.max_flows
-        if (full or (syn and len(self._half_open) >= self._config.max_half_open)) and self._half_open:
-            self._forget(next(iter(self._half_open)))
-            return True
-        return not full
-
-    def _forget(self, key: bytes) -> None:
-        flow = self._flows.pop(key)
-        self._half_open.pop(key, None)
-        self._kept -= flow.kept()
-        self._held_frames -= len(flow.held)
-        self.counters["dropped_evicted"] += len(flow.held)
-        flow.held.clear()
-
-    def _forget_idle(self, now: float) -> None:
-        for key in self._sweep.due(self._flows, now):
-            flow = self._flows.get(key)
-            if flow is None or flow.held:
-                continue
-            before = flow.kept()
-            flow.relax(now)
-            self._kept += flow.kept() - before
-            short = flow.closed or not isinstance(flow, TcpFlow) or key in self._half_open
-            if now - flow.touched > (
-                min(SHORT_IDLE, self._config.idle_timeout) if short else self._config.idle_timeout
-            ):
-                self._forget(key)
+    def _evicted(self, flow: Flow) -> None:
+        """A half-open flow made way with frames still held."""
+        frames = sum(head.frames() for head in flow.held)
+        self._table.held -= frames
+        self.counters["dropped_evicted"] += frames
 
     # --- divergence
 
@@ -437,23 +512,23 @@ class Core:
         self._recent.append(report)
         self._events.append(Event("divergence", report))
         if self._config.on_divergence == "unprotect":
-            self._unprotect(flow)
+            self._unprotect(flow, found.reason)
             return
         flow.state = DIVERGED
         if self._config.on_divergence == "checkpoint":
             self._ask_for_checkpoint(found.reason)
 
-    def _unprotect(self, flow: Flow) -> None:
+    def _unprotect(self, flow: Flow, reason: str) -> None:
         """Release a flow unchecked from now on. The rewriter hears of it and resets it at failover."""
-        self._kept -= flow.kept()
+        self._table.kept -= flow.kept()
         flow.state = UNPROTECTED
         self.counters["unprotected_flows"] += 1
-        self.counters["unchecked"] += len(flow.held)
         while flow.held:
+            self.counters["unchecked"] += flow.held[0].frames()
             self._release_head(flow)
         flow.restart()
-        self._kept += flow.kept()
-        self._events.append(Event("unprotected", describe(flow.key) | {"key": flow.key}))
+        self._table.kept += flow.kept()
+        self._events.append(Event("unprotected", describe(flow.key) | {"key": flow.key, "reason": reason}))
 
     def _ask_for_checkpoint(self, reason: str) -> None:
         """One request at a time; the next commit answers it."""
@@ -466,7 +541,7 @@ class Core:
         """Lost messages put flows in doubt: a checkpoint where there are any, else the time-out tells."""
         self.counters[f"gaps_{stream}"] += 1
         self._events.append(Event("gap", {"stream": stream, "reason": gap.reason, "lost": gap.lost}))
-        if self._config.on_divergence == "checkpoint" and self._flows:
+        if self._config.on_divergence == "checkpoint" and self._table.flows:
             self._ask_for_checkpoint("gap")
 
     # --- epochs
@@ -491,22 +566,24 @@ class Core:
         """
         before = self._prepared[1] if self._prepared is not None and self._prepared[0] == epoch else 0
         leaving = []
-        for flow in self._flows.values():
+        for flow in self._table.flows.values():
             while flow.held and flow.held[0].number < before:
                 leaving.append(self._take_head(flow))
             if flow.state == UNPROTECTED:
                 flow.restart()
             flow.committed()
-            flow.state = PROTECTED
+            if flow.state != PASSED:
+                flow.state = PROTECTED
             for head in flow.held:
                 head.arrived = now
+        self._secondary_fragments.clear()
         self._leave_in_order(leaving)
         self._alone = False
         self.counters["commits"] += 1
         self._checkpoint_asked = False
         self._prepared = None
         self.epoch = epoch
-        for flow in self._flows.values():
+        for flow in self._table.flows.values():
             if flow.held:
                 self._watch(flow, now)
         early, self._early, self._early_bytes = self._early, deque(), 0
@@ -515,9 +592,8 @@ class Core:
 
     def _take_head(self, flow: Flow) -> Held:
         """Take a head that leaves unproven, and follow the stream past it."""
-        head = flow.held.popleft()
-        flow.held_bytes -= len(head.data)
-        self._held_frames -= 1
+        head = flow.take_head()
+        self._table.held -= head.frames()
         flow.released(head.data, head.kind, head.l4, head.payload, head.payload_end)
         return head
 
@@ -525,23 +601,27 @@ class Core:
         """Send heads of several flows in the order in which the primary sent them."""
         leaving.sort(key=lambda head: head.number)
         for head in leaving:
-            self._out.append(head.data, head.vnet)
-        self._kept = sum(flow.kept() for flow in self._flows.values())
+            self._append(head.originals or ((head.data, head.vnet),))
+        self._table.recount()
 
     def _release_all(self) -> None:
         """Nobody is left to compare with: what is held leaves, and no flow is known any more."""
         leaving = []
-        for flow in self._flows.values():
+        for flow in self._table.flows.values():
             while flow.held:
                 leaving.append(self._take_head(flow))
             flow.restart()
-        self.counters["unchecked"] += len(leaving)
+        self.counters["unchecked"] += sum(head.frames() for head in leaving)
         self._leave_in_order(leaving)
+        fragments = self._primary_fragments.clear()
+        self.counters["unchecked"] += len(fragments)
+        self._append(fragments)
 
     # --- outputs
 
     def _outputs(self) -> list[Output]:
         """What the push at work has to send: released frames first."""
+        self.counters["dropped_fragments"] = self._primary_fragments.given_up
         outputs: list[Output] = []
         for batch in self._out.take():
             self.counters["released"] += len(batch)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 
 from lockstep.batch import Buffer
-from lockstep.wire import frame, icmp
+from lockstep.wire import frame, icmp, ipv4, ipv6
 from lockstep.wire.frame import Frame
 from services.comparer.flow import DIFFERS, RELEASE, WAIT, Finding, Flow
 
@@ -97,9 +97,27 @@ class DatagramFlow(Flow):
 
 
 def content(buf: Buffer, kind: int, l4: int, payload: int, end: int) -> bytes:
-    """What is compared: the payload; for ICMP all but the checksum; for a fragment its place as well."""
+    """What is compared: the payload. For ICMP all but the checksum; for its errors what `_quoted` says."""
     if kind in (frame.ICMP, frame.ICMPV6):
+        if buf[l4] in (icmp.V4_ERRORS if kind == frame.ICMP else icmp.V6_ERRORS):
+            return bytes(buf[l4 : l4 + icmp.CHECKSUM]) + bytes(buf[l4 + 4 : payload]) + _quoted(buf, payload, end)
         return bytes(buf[l4 : l4 + icmp.CHECKSUM]) + bytes(buf[l4 + icmp.CHECKSUM + 2 : end])
-    if kind == frame.FRAGMENT:
-        return bytes(buf[payload : payload + 2]) + bytes(buf[l4:end])
     return bytes(buf[payload:end])
+
+
+def _quoted(buf: Buffer, at: int, end: int) -> bytes:
+    """The packet that an ICMP error quotes, without what differs on its way to each replica.
+
+    TTL, identification and checksums may differ; of TCP only ports and seq stay, since the rewriter
+    moved the client's ack. What can't be read is compared as it is.
+    """
+    if end - at >= ipv4.HEADER and buf[at] >> 4 == 4:
+        l4 = at + ((buf[at] & 0xF) << 2)
+        protocol, ends = buf[at + ipv4.PROTOCOL], bytes(buf[at + ipv4.SOURCE : at + ipv4.HEADER])
+    elif end - at >= ipv6.HEADER and buf[at] >> 4 == 6:
+        l4 = at + ipv6.HEADER
+        protocol, ends = buf[at + ipv6.NEXT_HEADER], bytes(buf[at + ipv6.SOURCE : at + ipv6.HEADER])
+    else:
+        return bytes(buf[at:end])
+    kept = bytes(buf[l4 : min(l4 + 8, end)]) if protocol == frame.IPPROTO_TCP else bytes(buf[l4:end])
+    return bytes((protocol,)) + ends + kept

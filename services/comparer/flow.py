@@ -11,13 +11,13 @@ from lockstep.wire.frame import Frame
 #: Verdicts on a primary frame.
 RELEASE, WAIT, DIFFERS = range(3)
 
-#: States of a flow. DIVERGED: held until a checkpoint is committed. UNPROTECTED: leaves unchecked.
-PROTECTED, DIVERGED, UNPROTECTED = "protected", "diverged", "unprotected"
-
 
 @dataclass(slots=True)
 class Held:
-    """A primary frame that waits. Offsets are into `data`, which begins with the virtio-net header."""
+    """A primary frame that waits. Offsets are into `data`, which begins with the virtio-net header.
+
+    originals: what leaves instead, for a datagram that came in fragments: (frame, its virtio-net header's size).
+    """
 
     data: bytes
     vnet: int
@@ -27,6 +27,18 @@ class Held:
     kind: int
     arrived: float
     number: int
+    originals: tuple[tuple[bytes, int], ...] = ()
+
+    def frames(self) -> int:
+        """How many of the primary's frames this is."""
+        return len(self.originals) or 1
+
+
+#: States of a flow. DIVERGED: held until a checkpoint is committed. UNPROTECTED: leaves unchecked until
+#: then, or until a new connection takes its place. PASSED: leaves unchecked, by a rule.
+PROTECTED, DIVERGED, UNPROTECTED, PASSED = "protected", "diverged", "unprotected", "passed"
+
+_NOTHING: deque[Held] = deque(maxlen=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +59,29 @@ class Flow:
     def __init__(self, key: bytes, now: float) -> None:
         self.key = key
         self.state = PROTECTED
-        self.held: deque[Held] = deque()
+        #: Frames that wait, oldest first. Idle flows share one empty queue; `hold` gives a flow its own.
+        self.held: deque[Held] = _NOTHING
         self.held_bytes = 0
         self.touched = now
         #: A time-out for this flow is in the core's heap.
         self.timed = False
         #: The flow has ended; it is forgotten sooner.
         self.closed = False
+
+    def hold(self, held: Held) -> None:
+        """Queue a frame behind the others."""
+        if self.held is _NOTHING:
+            self.held = deque()
+        self.held.append(held)
+        self.held_bytes += len(held.data)
+
+    def take_head(self) -> Held:
+        """The head, no longer queued."""
+        head = self.held.popleft()
+        self.held_bytes -= len(head.data)
+        if not self.held:
+            self.held = _NOTHING
+        return head
 
     def verdict(self, buf: Buffer, kind: int, l4: int, payload: int, end: int) -> int:
         """Whether the secondary has said what this primary frame says: RELEASE, WAIT or DIFFERS."""

@@ -7,13 +7,14 @@ they say. `ack` is in the client's space and the same for both.
 A primary segment leaves when
   - every payload byte of it was said by the secondary at the same place,
   - its ack is not ahead of what the secondary has acked (RST, FIN and pure ACK included),
-  - its FIN stands where the secondary's stands; a RST, where one of the secondary's stood,
+  - its FIN and its urgent pointer stand where the secondary's stand; a RST, where one of its RSTs stood,
   - its SYN says what the secondary's SYN says: flags, ack, options, data.
 
 Sequence numbers are unwrapped to *places*: 0 is the first payload byte behind the primary's SYN,
 or, for a connection picked up in the middle, the first number seen. The *frontier* is the first
 place not yet proven equal. What was said below it is kept for a while: a retransmission is
-checked again, against that, or against the secondary's own retransmission.
+checked again, against that, or against the secondary's own retransmission. A keep-alive may carry
+one byte of garbage below the frontier (RFC 1122 §4.2.3.6): it leaves if the secondary's carried it too.
 """
 
 from __future__ import annotations
@@ -21,19 +22,21 @@ from __future__ import annotations
 import struct
 
 from lockstep.batch import Buffer
-from lockstep.wire import tcp
+from lockstep.wire import checksum, tcp
 from lockstep.wire.frame import Frame
 from lockstep.wire.seqnum import MASK, diff
+from lockstep.wire.vnet import NEEDS_CSUM
 from services.comparer.flow import DIFFERS, RELEASE, WAIT, Finding, Flow
 from services.comparer.said import DIFFERENT, EQUAL, Said, first_difference
 
 _SEGMENT = struct.Struct(">4xIIBB")  # ports, seq, ack, data offset, flags
+_CHECKSUM = struct.Struct(">H")
 
 #: Bytes below the frontier that an active flow keeps, and seconds until an idle one gives them up.
 HISTORY = 256 << 10
 HISTORY_AGE = 2.0
-#: RSTs of the secondary that are remembered: each answers one segment of the client.
-MOST_RESETS = 32
+#: RSTs and urgent pointers of the secondary that are remembered.
+MOST_PLACES = 32
 #: Bytes before and after a difference in a report.
 CONTEXT = 16
 
@@ -50,11 +53,13 @@ class TcpFlow(Flow):
         "limit",
         "primary_acked",
         "primary_seen",
+        "probe",
         "resets",
         "said",
         "syn",
         "syn_matched",
         "syn_said",
+        "urgent",
     )
 
     def __init__(self, key: bytes, now: float, limit: int) -> None:
@@ -70,7 +75,10 @@ class TcpFlow(Flow):
         self.primary_acked: int | None = None
         #: Place of the secondary's FIN, and sequence numbers of its RSTs.
         self.fin: int | None = None
-        self.resets: list[int] = []
+        self.resets: tuple[int, ...] = ()
+        #: Places of its urgent pointers, and the byte of its last keep-alive.
+        self.urgent: tuple[int, ...] = ()
+        self.probe: int | None = None
         #: The secondary's SYN that waits for the primary's: (seq, signature).
         self.syn_said: tuple[int, bytes] | None = None
         #: The pair that was proven equal: the primary's (seq, signature), and the secondary's seq.
@@ -112,8 +120,12 @@ class TcpFlow(Flow):
             place = self._place(seq)
             if end > payload:
                 found = self.said.check(place, buf, payload, end)
-                if found != EQUAL:
+                if found != EQUAL and not self._probes_alike(place, buf, payload, end):
+                    if self._is_probe(place, end - payload):
+                        return WAIT
                     return DIFFERS if found == DIFFERENT or self._past_fin(place + end - payload) else WAIT
+            if flags & tcp.URG and self._urgent_place(buf, l4, seq) not in self.urgent:
+                return WAIT
             if flags & tcp.FIN:
                 place += end - payload
                 if self.fin != place:
@@ -131,6 +143,21 @@ class TcpFlow(Flow):
     def fin_matches(self, buf: Buffer, l4: int, size: int) -> bool:
         """Whether the FIN behind a segment's `size` bytes stands where the secondary's does."""
         return self.fin == self._place(_SEGMENT.unpack_from(buf, l4)[0]) + size
+
+    def _is_probe(self, place: int, size: int) -> bool:
+        return size == 1 and place == self.frontier - 1
+
+    def _probes_alike(self, place: int, buf: Buffer, payload: int, end: int) -> bool:
+        return self._is_probe(place, end - payload) and self.probe == buf[payload]
+
+    def is_keep_alive(self, buf: Buffer, l4: int, payload: int, end: int) -> bool:
+        """Whether a held segment is a keep-alive with a byte of its own: nobody misses it if it never leaves."""
+        seq, _, _, flags = _SEGMENT.unpack_from(buf, l4)
+        plain = not flags & (tcp.SYN | tcp.FIN | tcp.RST)
+        return plain and self.anchored and self._is_probe(self._place(seq), end - payload)
+
+    def _urgent_place(self, buf: Buffer, l4: int, seq: int) -> int:
+        return self._place(seq) + (buf[l4 + tcp.URGENT_POINTER] << 8 | buf[l4 + tcp.URGENT_POINTER + 1])
 
     def _past_fin(self, end: int) -> bool:
         return self.fin is not None and end > self.fin
@@ -180,7 +207,8 @@ class TcpFlow(Flow):
         self.frontier_seq = (seq + 1 + size) & MASK
         self.said.clear()
         self.fin = None
-        self.resets.clear()
+        self.resets = self.urgent = ()
+        self.probe = None
         self.closed = False
         self.acked = self.primary_acked = int.from_bytes(said[1:5], "big") if said[0] & tcp.ACK else None
 
@@ -221,18 +249,26 @@ class TcpFlow(Flow):
             self.acked = ack
         if flags & tcp.RST:
             if seq not in self.resets:
-                self.resets.append(seq)
-                del self.resets[:-MOST_RESETS]
+                self.resets = (*self.resets, seq)[-MOST_PLACES:]
             return None
         self._anchor(seq)
         place = self._place(seq)
         if abs(place - self.frontier) > self.limit:
             return None  # not in the primary's space: its offset was lost; time-out will tell
+        if flags & tcp.URG:
+            urgent = self._urgent_place(buf, f.l4, seq)
+            if urgent not in self.urgent:
+                self.urgent = (*self.urgent, urgent)[-MOST_PLACES:]
         found = None
         if end > payload and not self.said.add(place, buf[payload:end]):
+            if end - payload == 1 and place + 1 == self.said.end():
+                self.probe = buf[payload]
+                return None
             at = self.said.place
             context = bytes(buf[payload + at - place : min(payload + at - place + CONTEXT, end)])
             found = Finding("secondary_contradicts_itself", at, b"", context)
+        elif self._is_probe(place, end - payload):
+            self.probe = buf[payload]
         if flags & tcp.FIN:
             self.fin = place + end - payload
         return found
@@ -258,7 +294,8 @@ class TcpFlow(Flow):
         self.said.clear()
         self.acked = self.primary_acked
         self.fin = None
-        self.resets.clear()
+        self.resets = self.urgent = ()
+        self.probe = None
         self.syn_said = None
 
     def restart(self) -> None:
@@ -275,6 +312,19 @@ def signature(buf: Buffer, l4: int, payload: int, end: int) -> bytes:
     flags = buf[l4 + tcp.FLAGS] & ~tcp.PSH
     ack = bytes(buf[l4 + tcp.ACK_NUMBER : l4 + tcp.ACK_NUMBER + 4]) if flags & tcp.ACK else b"\0\0\0\0"
     options = tcp.options_signature(buf, l4 + tcp.HEADER, payload)
-    if options is None:
-        options = b"malformed" + bytes(buf[l4 + tcp.HEADER : payload])
     return bytes((flags,)) + ack + len(options).to_bytes(2, "big") + options + bytes(buf[payload:end])
+
+
+def without_multipath(data: bytes, vnet: int, l4: int, payload: int) -> bytes:
+    """A SYN without its MPTCP option, which both ends then take for plain TCP (RFC 8684 §3.7)."""
+    frame = bytearray(data)
+    before = checksum.ones_sum(frame[l4 + tcp.HEADER : payload])
+    tcp.stripped(frame, l4 + tcp.HEADER, payload, tcp.MULTIPATH)
+    if not (vnet and data[0] & NEEDS_CSUM):
+        after = checksum.ones_sum(frame[l4 + tcp.HEADER : payload])
+        _CHECKSUM.pack_into(
+            frame,
+            l4 + tcp.CHECKSUM,
+            checksum.moved16(_CHECKSUM.unpack_from(frame, l4 + tcp.CHECKSUM)[0], before, after),
+        )
+    return bytes(frame)

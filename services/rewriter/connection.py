@@ -20,6 +20,7 @@ from lockstep.wire.checksum import moved32
 from lockstep.wire.seqnum import MASK, add, diff
 
 _U32 = struct.Struct(">I")
+_U32_PAIR = struct.Struct(">II")
 _U16 = struct.Struct(">H")
 
 #: A client's first ack stands at most this far behind its SYN; anything else belongs to the past.
@@ -59,23 +60,27 @@ class Connection:
 
     def guest_syn(self, buf: Buffer, l4: int, payload: int) -> None:
         """The guest opens or accepts. Old deltas stay in use until the client answers this SYN."""
-        seq = _U32.unpack_from(buf, l4 + tcp.SEQ)[0]
+        seq, ack = _U32_PAIR.unpack_from(buf, l4 + tcp.SEQ)
+        accepts = bool(buf[l4 + tcp.FLAGS] & tcp.ACK)
         if (self.waiting or self.known) and seq == self.isn:
+            if accepts:  # of the client's SYN that crossed this guest's own (RFC 9293 §3.5)
+                self.opened_by_guest, self.peer_next = False, ack
             return  # sent again; the first one's clock is kept, so that the mapped one never lags
         self.isn = seq
         self.waiting = True
-        self.opened_by_guest = not buf[l4 + tcp.FLAGS] & tcp.ACK
-        self.peer_next = _U32.unpack_from(buf, l4 + tcp.ACK_NUMBER)[0]
+        self.opened_by_guest = not accepts
+        self.peer_next = ack
         timestamps, _, _ = options(buf, l4, payload)
         self.tsval = _U32.unpack_from(buf, timestamps + 2)[0] if timestamps else None
 
     def client_answers(self, buf: Buffer, l4: int, payload: int) -> bool:
         """Learn the deltas from the client's answer to the waiting SYN; False if this is none."""
         flags = buf[l4 + tcp.FLAGS]
-        if not flags & tcp.ACK or flags & tcp.RST or bool(flags & tcp.SYN) != self.opened_by_guest:
+        syn = flags & tcp.SYN
+        if not flags & tcp.ACK or flags & tcp.RST or (self.opened_by_guest and not syn):
             return False
-        seq, ack = struct.unpack_from(">II", buf, l4 + tcp.SEQ)
-        if not self.opened_by_guest and not 0 <= diff(seq, self.peer_next) < _FIRST_ACK_WINDOW:
+        seq, ack = _U32_PAIR.unpack_from(buf, l4 + tcp.SEQ)
+        if not self.opened_by_guest and not 0 <= diff(seq + bool(syn), self.peer_next) < _FIRST_ACK_WINDOW:
             return False
         self.delta = add(ack, -1 - self.isn)
         timestamps, _, _ = options(buf, l4, payload)
@@ -122,6 +127,15 @@ def options(buf: Buffer, l4: int, payload: int) -> tuple[int, int, int]:
     if payload - start == 12 and buf[start : start + 4] == tcp.USUAL_TIMESTAMPS:
         return start + 2, 0, 0
     return tcp.find_options(buf, start, payload)
+
+
+def move_quoted_seq(buf: bytearray, quoted: int, field: int, delta: int) -> None:
+    """Move the `seq` of the guest's segment that an ICMP error quotes at `quoted`, and the checksum at `field`."""
+    at = quoted + tcp.SEQ
+    old = _U32.unpack_from(buf, at)[0]
+    new = add(old, delta)
+    _U32.pack_into(buf, at, new)
+    _U16.pack_into(buf, field, moved32(_U16.unpack_from(buf, field)[0], old, new))
 
 
 def _move(buf: bytearray, l4: int, at: int, delta: int, partial: bool) -> None:

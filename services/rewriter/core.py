@@ -17,12 +17,12 @@ from typing import Any
 
 from lockstep.batch import Batch
 from lockstep.config import Node
-from lockstep.flow.key import flow_key, reversed_key
+from lockstep.flow.key import flow_key, quoted_tcp, reversed_key
 from lockstep.flow.sweep import Sweep
 from lockstep.streams import EVENTS, FROM_GUEST, GUEST, TO_GUEST, CommandError, Cut, Event, Gap, Item, Output
-from lockstep.wire import frame, tcp, vnet
+from lockstep.wire import frame, icmp, tcp, vnet
 from lockstep.wire.frame import Frame, dissect
-from services.rewriter.connection import Connection
+from services.rewriter.connection import Connection, move_quoted_seq
 from services.rewriter.reset import reset
 
 #: Unprotected connections that are remembered for a reset, at most.
@@ -95,6 +95,8 @@ class Core:
             kind = dissect(f, data, start + size, end)
             if kind != frame.TCP:
                 self.counters["malformed"] += kind == frame.MALFORMED
+                if kind in (frame.ICMP, frame.ICMPV6) and not from_guest:
+                    self._move_quoted(data)
                 continue
             key = flow_key(f, data) if from_guest else reversed_key(f, data)
             syn = data[f.l4 + tcp.FLAGS] & tcp.SYN
@@ -119,6 +121,9 @@ class Core:
         f = self._frame
         connection = self._connections.get(key)
         if syn:
+            if tcp.has_option(data, f.l4 + tcp.HEADER, f.payload, tcp.MD5, tcp.AUTHENTICATION):
+                self._connections.pop(key, None)  # its numbers are signed: they can't be moved
+                return
             if connection is None:
                 if len(self._connections) >= self._config.max_flows:
                     self.counters["refused_connections"] += 1
@@ -142,6 +147,17 @@ class Core:
             self.counters["learned"] += 1
         if connection.known:
             connection.to_guest_space(data, f.l4, f.payload, partial)
+
+    def _move_quoted(self, data: bytearray) -> None:
+        """An ICMP error to the guest quotes its segment in the primary's space (RFC 5927 §4 has the guest check it)."""
+        f = self._frame
+        quoted = quoted_tcp(f, data)
+        if quoted is None:
+            return
+        key, at = quoted
+        connection = self._connections.get(key)
+        if connection is not None and connection.known and connection.delta:
+            move_quoted_seq(data, at, f.l4 + icmp.CHECKSUM, -connection.delta)
 
     def _resets(
         self, f: Frame, data: bytearray, connection: Connection | None, from_guest: bool

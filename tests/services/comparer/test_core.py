@@ -337,6 +337,147 @@ def test_a_refused_connection() -> None:
     assert sides.secondary(segment(0, CLIENT_ISN + 1, flags=RST)) == [rst]
 
 
+def test_a_keep_alive_with_a_byte_of_garbage_waits_for_one_alike(sides: Sides) -> None:
+    """RFC 1122 §4.2.3.6: one octet at SND.NXT-1."""
+    sides.secondary(data(0, b"hello"))
+    sides.primary(data(0, b"hello"))
+    probe = data(4, b"\0")
+    assert sides.primary(probe) == []
+    assert sides.secondary(data(4, b"\1")) == []
+    assert sides.secondary(data(4, b"\0")) == [probe]
+    assert sides.primary(data(4, b"\0")) == [probe]
+    assert not sides.named("divergence")
+
+
+def test_a_keep_alive_that_nobody_matches_is_dropped_and_is_no_divergence() -> None:
+    sides = Sides(compare_timeout=0.5)
+    sides.handshake()
+    sides.secondary(data(0, b"hello"))
+    sides.primary(data(0, b"hello"))
+    sides.primary(data(4, b"\0"))
+    behind = data(5, b"!")
+    sides.primary(behind)
+    sides.secondary(data(5, b"!"))
+    assert sides.wait(0.6) == [behind]
+    assert not sides.named("divergence")
+    assert sides.core.counters["dropped_keep_alive"] == 1
+    assert sides.conserved()
+
+
+def test_an_empty_keep_alive_leaves_at_once(sides: Sides) -> None:
+    sides.secondary(data(0, b"hello"))
+    sides.primary(data(0, b"hello"))
+    probe = segment(ISN + 5, CLIENT_ISN + 1)
+    assert sides.primary(probe) == [probe]
+
+
+def urgent(place: int, payload: bytes, pointer: int) -> bytes:
+    frame = bytearray(segment(ISN + 1 + place, CLIENT_ISN + 1, payload, flags=0x20))
+    frame[52:54] = pointer.to_bytes(2, "big")
+    return bytes(frame)
+
+
+def test_an_urgent_pointer_waits_for_the_secondarys_at_the_same_place(sides: Sides) -> None:
+    frame = urgent(0, b"abcd", 3)
+    sides.secondary(data(0, b"abcd"))
+    assert sides.primary(frame) == []
+    assert sides.secondary(urgent(2, b"cd", 2)) == []
+    assert sides.secondary(urgent(2, b"cd", 1)) == [frame]
+
+
+@pytest.mark.parametrize("kind", [19, 29])
+def test_an_authenticated_connection_is_unprotected_from_its_syn_on(kind: int) -> None:
+    """MD5 (RFC 2385) and TCP-AO (RFC 5925) cover the numbers that the rewriter would have to move."""
+    sides = Sides()
+    syn = segment(ISN, CLIENT_ISN + 1, flags=SYN, options=bytes((kind, 18)) + bytes(16))
+    assert sides.primary(syn) == [syn]
+    assert sides.primary(data(0, b"a")) == [data(0, b"a")]
+    assert sides.named("unprotected")[0]["reason"] == "authenticated"
+    assert sides.conserved()
+
+
+MP_CAPABLE = b"\x1e\x0c\x01\x01" + bytes(range(8))
+
+
+def test_mptcp_is_stripped_from_the_syn() -> None:
+    sides = Sides()
+    sides.primary(segment(ISN, CLIENT_ISN + 1, flags=SYN, options=MSS_WS + MP_CAPABLE))
+    other = segment(ISN2, CLIENT_ISN + 1, flags=SYN, options=MSS_WS + b"\x1e\x0c\x01\x01" + bytes(8))
+    assert sides.secondary(other) == [segment(ISN, CLIENT_ISN + 1, flags=SYN, options=MSS_WS + b"\1" * 12)]
+    assert sides.core.counters["stripped_mptcp"] == 1
+
+
+def test_mptcp_can_be_left_unprotected() -> None:
+    sides = Sides(mptcp="unprotect")
+    syn = segment(ISN, CLIENT_ISN + 1, flags=SYN, options=MSS_WS + MP_CAPABLE)
+    assert sides.primary(syn) == [syn]
+    assert sides.named("unprotected")[0]["reason"] == "mptcp"
+
+
+def test_fast_open_cookies_are_each_guests_own() -> None:
+    sides = Sides()
+    syn = segment(ISN, CLIENT_ISN + 1, flags=SYN, options=b"\x22\x0aAAAAAAAA" + MSS_WS)
+    sides.primary(syn)
+    assert sides.secondary(segment(ISN2, CLIENT_ISN + 1, flags=SYN, options=b"\x22\x0aBBBBBBBB" + MSS_WS)) == [syn]
+
+
+def test_data_on_a_syn_is_compared() -> None:
+    sides = Sides()
+    syn = segment(ISN, CLIENT_ISN + 1, b"early", flags=SYN, options=MSS_WS)
+    sides.primary(syn)
+    assert sides.secondary(segment(ISN2, CLIENT_ISN + 1, b"early", flags=SYN, options=MSS_WS)) == [syn]
+    assert sides.secondary(segment(ISN + 6, CLIENT_ISN + 1, b"then")) == []
+    assert len(sides.primary(segment(ISN + 6, CLIENT_ISN + 1, b"then"))) == 1
+
+
+def test_a_simultaneous_open() -> None:
+    sides = Sides()
+    syn, syn_ack = segment(ISN, flags=SYN, options=MSS_WS), segment(ISN, 901, flags=SYN, options=MSS_WS)
+    sides.primary(syn, syn_ack)
+    assert sides.secondary(segment(ISN2, flags=SYN, options=MSS_WS)) == [syn]
+    assert sides.secondary(segment(ISN2, 901, flags=SYN, options=MSS_WS)) == [syn_ack]
+
+
+# --- passthrough
+
+
+@pytest.mark.parametrize(
+    ("rule", "passes"),
+    [
+        ({}, True),
+        ({"protocol": "udp"}, True),
+        ({"protocol": 17}, True),
+        ({"protocol": "tcp"}, False),
+        ({"port": 53}, True),
+        ({"port": 40000}, True),
+        ({"port": 54}, False),
+        ({"network": "10.77.0.0/24"}, True),
+        ({"network": "10.77.0.1"}, True),
+        ({"network": "10.77.0.2"}, False),
+        ({"network": "fd77::/64"}, False),
+        ({"guest": "10.77.0.2/32"}, True),
+        ({"guest": "10.77.0.1/32"}, False),
+        ({"action": "compare"}, False),
+    ],
+)
+def test_a_passthrough_rule(rule: dict[str, object], passes: bool) -> None:
+    sides = Sides(passthrough=[rule])
+    assert (sides.primary(udp(b"x")) == [udp(b"x")]) is passes
+    assert sides.conserved()
+
+
+def test_the_first_rule_that_matches_decides_and_is_counted() -> None:
+    sides = Sides(passthrough=[{"port": 1}, {"port": 53, "action": "compare"}, {"protocol": "udp"}])
+    assert sides.primary(udp(b"x"), udp(b"x", sport=99)) == [udp(b"x", sport=99)]
+    assert sides.core.status()["passthrough"] == [0, 1, 1]
+
+
+def test_a_connection_that_passes_by_rule_is_told_to_the_rewriter() -> None:
+    sides = Sides(passthrough=[{"port": 80}])
+    assert sides.primary(data(0, b"x")) == [data(0, b"x")]
+    assert sides.named("unprotected")[0]["reason"] == "passthrough"
+
+
 # --- order and time
 
 
@@ -513,18 +654,30 @@ def test_what_the_secondary_asks_its_neighbours_leaves_in_the_primarys_name_only
     assert sides.conserved()
 
 
-def test_fragments_are_compared_with_their_place_and_without_the_ip_id() -> None:
+def error(quoted: bytes, *, kind: int = 3, code: int = 3) -> bytes:
+    body = bytes((kind, code, 0, 0, 0, 0, 0, 0)) + quoted
+    body = body[:2] + packets.inet_checksum(body).to_bytes(2, "big") + body[4:]
+    return packets.ethernet(packets.ip(packets.GUEST, packets.CLIENT, 1, body))
+
+
+def test_icmp_errors_are_compared_by_the_flow_they_quote() -> None:
+    """The rewriter moved the client's ack on its way to the secondary, and the TTL and id may differ."""
     sides = Sides()
+    said = packets.from_client(900, 5001, b"x" * 20)[14:]
+    heard = packets.from_client(900, 77_001, b"x" * 20, ident=9)[14:]
+    frame = error(said)
+    assert sides.primary(frame) == []
+    assert sides.secondary(error(packets.from_client(901, 5001, b"x" * 20)[14:])) == []
+    assert sides.secondary(error(heard)) == [frame]
 
-    def piece(ident: int, fragment: int) -> bytes:
-        return packets.ethernet(
-            packets.ip(packets.GUEST, packets.CLIENT, 17, b"x" * 16, ident=ident, fragment=fragment)
-        )
 
-    first = piece(1, 0x2000)
-    assert sides.primary(first) == []
-    assert sides.secondary(piece(2, 0x0002)) == []
-    assert sides.secondary(piece(2, 0x2000)) == [first]
+def test_icmp_errors_about_udp_are_compared_with_what_they_quote() -> None:
+    sides = Sides()
+    ends = {"source": packets.CLIENT, "destination": packets.GUEST}
+    frame = error(udp(b"question", **ends)[14:])
+    sides.secondary(error(udp(b"another!", **ends)[14:]))
+    assert sides.primary(frame) == []
+    assert sides.secondary(error(udp(b"question", ident=7, **ends)[14:])) == [frame]
 
 
 def test_an_unknown_ethertype_is_compared() -> None:

@@ -148,6 +148,51 @@ def test_a_connection_that_the_guest_opens() -> None:
     assert node.guest(segment(1001, 901, b"x")) == segment(5001, 901, b"x")
 
 
+def test_a_simultaneous_open() -> None:
+    """Both sent a SYN; the guest answers the client's with a SYN-ACK of the same number."""
+    for answer in ({"flags": SYN}, {}):
+        node = Node2()
+        node.guest(segment(1000, flags=SYN))
+        crossing = from_client(900, None, flags=SYN)
+        assert node.client(crossing) == crossing
+        assert node.guest(segment(1000, 901, flags=SYN)) == segment(1000, 901, flags=SYN)
+        seq = 900 if answer else 901
+        assert node.client(from_client(seq, 5001, **answer)) == from_client(seq, 1001, **answer)
+        assert node.guest(segment(1001, 901)) == segment(5001, 901)
+
+
+@pytest.mark.parametrize("kind", [19, 29])
+def test_a_connection_with_signed_numbers_is_left_alone(kind: int) -> None:
+    node = Node2()
+    node.guest(segment(1000, 101, flags=SYN, options=bytes((kind, 18)) + bytes(16)))
+    node.client(from_client(101, 5001))
+    assert node.guest(segment(1001, 101)) == segment(1001, 101)
+
+
+@pytest.mark.parametrize("v6", [False, True])
+def test_an_icmp_error_quotes_the_guests_own_number_to_it(v6: bool) -> None:
+    """Or the guest would ignore it as forged, and not learn the path's MTU."""
+    ends = {"source": packets.GUEST6, "destination": packets.CLIENT6} if v6 else {}
+    node = Node2()
+    node.guest(segment(1000, 101, flags=SYN, **ends))
+    node.client(from_client(101, 5001, v6=v6))
+
+    def too_big(quoted: bytes) -> bytes:
+        body = bytes((2, 0, 0, 0) if v6 else (3, 4, 0, 0)) + b"\0\0\5\0" + quoted[14:]
+        a, b = (packets.CLIENT6, packets.GUEST6) if v6 else (packets.CLIENT, packets.GUEST)
+        over = packets.pseudo(a, b, 58, len(body)) if v6 else b""
+        body = body[:2] + struct.pack(">H", packets.inet_checksum(over + body)) + body[4:]
+        return packets.ethernet(packets.ip(a, b, 58 if v6 else 1, body), to_client=False)
+
+    said = segment(5001, 101, b"payload", **ends)
+    heard = node.client(too_big(said))
+    at = len(heard) - len(said) + 14 + (40 if v6 else 20) + 4
+    assert struct.unpack_from(">I", heard, at)[0] == 1001
+    l4 = 14 + (40 if v6 else 20)
+    over = packets.pseudo(packets.CLIENT6, packets.GUEST6, 58, len(heard) - l4) if v6 else b""
+    assert packets.inet_sum(over + heard[l4:]) == 0xFFFF
+
+
 def test_a_syn_ack_sent_again_is_moved_once_the_distance_is_known() -> None:
     node = Node2()
     node.accept(1000, 5000)

@@ -1,0 +1,108 @@
+"""The flows that are followed, and the limits on them.
+
+At `max_flows` a new flow is refused; only half-open ones (of which nothing but SYNs was seen) make
+way, the oldest first, and they have a pool of their own, so a flood of SYNs evicts no established flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lockstep.batch import Buffer
+from lockstep.config import Comparer
+from lockstep.flow.key import flow_key
+from lockstep.flow.sweep import Sweep
+from lockstep.wire import frame, tcp
+from lockstep.wire.frame import Frame
+from services.comparer.datagram import DatagramFlow
+from services.comparer.flow import Flow
+from services.comparer.tcp import TcpFlow
+
+#: Seconds until a flow of datagrams, or one that has ended or never opened, is forgotten.
+SHORT_IDLE = 60.0
+
+
+class FlowTable:
+    """Flows by key. `kept` is the bytes and `held` the frames kept for all of them.
+
+    evicted: told of each flow that is forgotten with frames still held.
+    """
+
+    def __init__(self, config: Comparer, evicted: Callable[[Flow], None]) -> None:
+        self.config = config
+        self.flows: dict[bytes, Flow] = {}
+        self.half_open: dict[bytes, None] = {}
+        self.kept = 0
+        self.held = 0
+        self._evicted = evicted
+        self._sweep = Sweep()
+
+    def of(self, f: Frame, data: Buffer, now: float) -> Flow | None:
+        """The flow of a dissected frame, made if it is new; None where a limit refuses it."""
+        key = flow_key(f, data)
+        flow = self.flows.get(key)
+        syn = is_syn(f, data)
+        if flow is not None:
+            if not syn and key in self.half_open:
+                del self.half_open[key]
+            return flow
+        if not self._room(syn):
+            return None
+        if f.kind == frame.TCP:
+            flow = TcpFlow(key, now, self.config.max_flow_bytes)
+            if syn:
+                self.half_open[key] = None
+        else:
+            flow = DatagramFlow(key, now, self.config.compare_timeout)
+        self.flows[key] = flow
+        return flow
+
+    def _room(self, syn: bool) -> bool:
+        """Make room for one more flow, if there can be any."""
+        full = len(self.flows) >= self.config.max_flows
+        if (full or (syn and len(self.half_open) >= self.config.max_half_open)) and self.half_open:
+            self._forget(next(iter(self.half_open)))
+            return True
+        return not full
+
+    def _forget(self, key: bytes) -> None:
+        flow = self.flows.pop(key)
+        self.half_open.pop(key, None)
+        self.kept -= flow.kept()
+        if flow.held:
+            self._evicted(flow)
+
+    def sweep(self, now: float) -> None:
+        """Look at some flows each time: give memory back, forget what is idle."""
+        for key in self._sweep.due(self.flows, now):
+            flow = self.flows.get(key)
+            if flow is None or flow.held:
+                continue
+            before = flow.kept()
+            flow.relax(now)
+            self.kept += flow.kept() - before
+            short = flow.closed or not isinstance(flow, TcpFlow) or key in self.half_open
+            idle = min(SHORT_IDLE, self.config.idle_timeout) if short else self.config.idle_timeout
+            if now - flow.touched > idle:
+                self._forget(key)
+
+    def start(self, now: float) -> None:
+        """Begin to sweep: the clock is first known with the first push."""
+        self._sweep.start(now)
+
+    def next_sweep(self) -> float | None:
+        """When there is something to look at."""
+        return self._sweep.next if self.flows else None
+
+    def over(self, flow: Flow, more: int = 0) -> bool:
+        """Whether a limit on bytes is passed, with `more` bytes for this flow."""
+        return flow.kept() + more > self.config.max_flow_bytes or self.kept + more > self.config.max_bytes
+
+    def recount(self) -> None:
+        """Count `kept` anew, after every flow has changed."""
+        self.kept = sum(flow.kept() for flow in self.flows.values())
+
+
+def is_syn(f: Frame, data: Buffer) -> bool:
+    """Whether a dissected frame is a TCP segment with SYN."""
+    return f.kind == frame.TCP and bool(data[f.l4 + tcp.FLAGS] & tcp.SYN)
