@@ -79,6 +79,7 @@ class Shell:
         self._senders: dict[str, Sender] = {}
         self._receivers: dict[str, Receiver] = {}
         self._servers: dict[Service, Server] = {}
+        self._allowed: keys.AllowList | None = None
         try:
             self._open(ports or {})
         except BaseException:
@@ -128,8 +129,8 @@ class Shell:
     def _curve(self, context: zmq.Context[zmq.Socket[bytes]]) -> Curve | None:
         if self._node.security.secret_key is None:
             return None
-        allowed = keys.AllowList(context, self._node.security.peers)
-        self._stack.callback(allowed.close)
+        self._allowed = keys.AllowList(context, self._node.security.peers)
+        self._stack.callback(self._allowed.close)
         return keys.load(self._node.security.secret_key)
 
     def _towards(self, curve: Curve | None, key: str | None) -> Curve | None:
@@ -283,6 +284,7 @@ class Shell:
             "links": links,
             "ports": {name: port.counters for (owner, name), port in self._ports.items() if owner == service},
             "control": self._servers[service].counters,
+            "refused_peers": self._allowed.refused if self._allowed else 0,
             **core.status(),
         }
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
+import structlog
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from lockstep.link.zmq import Curve, LinkError
+from lockstep.log import RateLimit
+
+log = structlog.get_logger()
 
 DOMAIN = "lockstep"
 
@@ -41,16 +46,18 @@ class AllowList:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], peers: tuple[str, ...]) -> None:
         self._allowed = frozenset(peers)
         self.refused = 0
+        self._log_allowed = RateLimit(1)
         self._authenticator = ThreadAuthenticator(context)
         self._authenticator.start()
         self._authenticator.configure_curve_callback(DOMAIN, credentials_provider=self)
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Whether the peer with this binary public key may speak."""
-        from zmq.utils import z85
-
-        allowed = z85.encode(key).decode() in self._allowed
-        self.refused += not allowed
+        """Whether the peer with this public key (Z85) may speak."""
+        allowed = key.decode() in self._allowed
+        if not allowed:
+            self.refused += 1
+            if self._log_allowed.allows(time.monotonic()):
+                log.warning("peer_refused", public_key=key.decode(), way_out="add it to security.peers if it is yours")
         return allowed
 
     def close(self) -> None:
