@@ -47,8 +47,9 @@ class Namespaces:
         run: Figures = {"network": legs[0].network, "opened_by": legs[0].opened_by}
         results = []
         with self._stage("unprotect") as stage:
-            for leg in legs:
-                with _Guests(stage, leg) as guests:
+            for number, leg in enumerate(legs):
+                # A port of its own for each connection: the guest that closes first keeps it in TIME_WAIT.
+                with _Guests(stage, leg, source_port=GUESTS_SOURCE_PORT + number) as guests:
                     result = guests.transfer(lambda done, leg=leg: _show(display, stage, done, leg))  # type: ignore[misc]
                 results.append(result)
                 run[leg.direction] = _leg(result, leg)
@@ -121,8 +122,10 @@ class Namespaces:
 class _Guests:
     """The two replicas of the guest's server, and the client's request to them."""
 
-    def __init__(self, stage: Stage, transfer: Transfer, flip: int | None = None) -> None:
-        self._stage, self._transfer, self._flip = stage, transfer, flip
+    def __init__(
+        self, stage: Stage, transfer: Transfer, flip: int | None = None, source_port: int = GUESTS_SOURCE_PORT
+    ) -> None:
+        self._stage, self._transfer, self._flip, self._source_port = stage, transfer, flip, source_port
         self._servers: list[subprocess.Popen[Any]] = []
 
     def __enter__(self) -> _Guests:
@@ -159,7 +162,7 @@ class _Guests:
                 return result
             if "ready" in message:
                 there = ("--connect", subnet.client, "--port", CLIENTS_PORT)
-                self._start_servers(*there, "--source-port", GUESTS_SOURCE_PORT)
+                self._start_servers(*there, "--source-port", self._source_port)
             done = message.get("progress", done)
             watch(done)
 

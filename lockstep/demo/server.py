@@ -105,8 +105,13 @@ def _open(host: str, port: int, source_port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     connection = socket.socket(family, socket.SOCK_STREAM)
     connection.bind(("", source_port))
+    _say_ready()
     connection.connect((host, port))
     return connection
+
+
+def _say_ready() -> None:
+    print(json.dumps({"ready": True}), flush=True)
 
 
 def main() -> None:
@@ -117,11 +122,10 @@ def main() -> None:
     parser.add_argument("--flip", type=int, metavar="POSITION", help="spoil this byte of each body")
     options = parser.parse_args()
     if options.connect:
-        print(json.dumps({"ready": True}), flush=True)
         _serve_or_report(_open(options.connect, options.port, options.source_port), options.flip)
         return
     with socket.create_server(("::", options.port), family=socket.AF_INET6, dualstack_ipv6=True) as listener:
-        print(json.dumps({"ready": True}), flush=True)
+        _say_ready()
         while True:
             connection, _ = listener.accept()
             threading.Thread(target=_serve_or_report, args=(connection, options.flip), daemon=True).start()

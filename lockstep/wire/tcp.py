@@ -19,6 +19,7 @@ FIN, SYN, RST, PSH, ACK, URG = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
 
 END_OF_OPTIONS = 0
 NO_OPERATION = 1
+WINDOW_SCALE = 3  # RFC 7323
 SACK = 5  # RFC 2018
 MD5 = 19  # RFC 2385
 AUTHENTICATION = 29  # TCP-AO, RFC 5925
@@ -60,6 +61,14 @@ def find_options(buf: Buffer, start: int, end: int) -> tuple[int, int, int]:
 def has_option(buf: Buffer, start: int, end: int, *kinds: int) -> bool:
     """Whether one of these kinds stands in the options `buf[start:end]`."""
     return any(kind in kinds for kind, _, _ in _walk(buf, start, end))
+
+
+def window_scale(buf: Buffer, start: int, end: int) -> int:
+    """The shift of a SYN's window scale option, at most 14 (RFC 7323 §2.3); 0 without one."""
+    for kind, at, length in _walk(buf, start, end):
+        if kind == WINDOW_SCALE and length == 3:
+            return min(buf[at + 2], 14)
+    return 0
 
 
 def stripped(buf: bytearray, start: int, end: int, kind: int) -> None:

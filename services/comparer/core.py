@@ -42,6 +42,7 @@ from services.comparer.fragments import Reassembly
 from services.comparer.passthrough import Rules
 from services.comparer.table import FlowTable, is_syn
 from services.comparer.tcp import TcpFlow, without_multipath
+from services.comparer.window import with_window
 
 #: Divergences that `status` shows.
 MOST_REMEMBERED = 32
@@ -54,7 +55,7 @@ MOST_EARLY = 4 << 20
 _SPECIAL = (tcp.MD5, tcp.AUTHENTICATION, tcp.MULTIPATH)
 _NO_DATAGRAM = (frame.MALFORMED, frame.FRAGMENT, frame.CHATTER)
 
-#: `primary_frames + split_frames == released - secondary_asked + held + every dropped_…`, always.
+#: `primary_frames + split_frames + window_updates + secondary_asked == released + held + every dropped_…`, always.
 COUNTERS = (
     "primary_frames",
     "secondary_frames",
@@ -63,6 +64,7 @@ COUNTERS = (
     "held_frames",
     "split_frames",
     "lowered_acks",
+    "window_updates",
     "divergences",
     "unprotected_flows",
     "passed_flows",
@@ -317,7 +319,7 @@ class Core:
             return False
         if syn and tcp.has_option(data, f.l4 + tcp.HEADER, f.payload, *_SPECIAL):
             return False
-        if flow.verdict(data, f.kind, f.l4, f.payload, f.payload_end) != RELEASE:
+        if flow.verdict(data, f.kind, f.l4, f.payload, f.payload_end) != RELEASE or not flow.as_it_is(data, f.l4):
             return False
         before = flow.kept()
         flow.released(data, f.kind, f.l4, f.payload, f.payload_end)
@@ -388,6 +390,9 @@ class Core:
             return
         leaving, staying = eased
         before = flow.kept()
+        window = flow.window.allowed(leaving, head.l4) if flow.window is not None else None
+        if window is not None:
+            leaving = with_window(leaving, head.vnet, head.l4, window)
         self._out.append(leaving, head.vnet)
         end = head.payload_end - max(0, len(staying) - head.payload)
         flow.released(leaving, head.kind, head.l4, head.payload, end)
@@ -458,8 +463,12 @@ class Core:
             found = Finding("limit")
         if found is not None:
             self._diverge(flow, found)
-        elif flow.held:
+            return
+        if flow.held:
             self._drain(flow)
+        if isinstance(flow, TcpFlow) and (update := flow.window_update(f)) is not None:
+            self.counters["window_updates"] += 1
+            self._append([update])
 
     def _drain(self, flow: Flow) -> None:
         """Release held frames from the head on, as far as they are proven."""
@@ -471,8 +480,10 @@ class Core:
             if verdict != RELEASE:
                 return
             before = flow.kept()
-            self._release_head(flow)
-            flow.released(head.data, head.kind, head.l4, head.payload, head.payload_end)
+            flow.take_head()
+            self._table.held -= head.frames()
+            data = flow.leaves(head)
+            self._append(head.originals or ((data, head.vnet),))
             self._table.kept += flow.kept() - before
 
     def _release_head(self, flow: Flow) -> None:

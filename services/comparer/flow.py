@@ -87,6 +87,15 @@ class Flow:
         """Whether the secondary has said what this primary frame says: RELEASE, WAIT or DIFFERS."""
         raise NotImplementedError
 
+    def as_it_is(self, buf: Buffer, l4: int) -> bool:
+        """Whether a proven frame may leave without a change."""
+        return True
+
+    def leaves(self, head: Held) -> bytes:
+        """A proven head as it leaves; takes what follows from it, as `released` does."""
+        self.released(head.data, head.kind, head.l4, head.payload, head.payload_end)
+        return head.data
+
     def finding(self, buf: Buffer, kind: int, l4: int, payload: int, end: int) -> Finding:
         """What a frame with verdict DIFFERS, or one that waited too long, has to report."""
         raise NotImplementedError

@@ -26,8 +26,9 @@ from lockstep.wire import checksum, tcp
 from lockstep.wire.frame import Frame
 from lockstep.wire.seqnum import MASK, diff
 from lockstep.wire.vnet import NEEDS_CSUM
-from services.comparer.flow import DIFFERS, RELEASE, WAIT, Finding, Flow
+from services.comparer.flow import DIFFERS, RELEASE, WAIT, Finding, Flow, Held
 from services.comparer.said import DIFFERENT, EQUAL, Said, first_difference
+from services.comparer.window import Window, with_window
 
 _SEGMENT = struct.Struct(">4xIIBB")  # ports, seq, ack, data offset, flags
 _CHECKSUM = struct.Struct(">H")
@@ -60,6 +61,7 @@ class TcpFlow(Flow):
         "syn_matched",
         "syn_said",
         "urgent",
+        "window",
     )
 
     def __init__(self, key: bytes, now: float, limit: int) -> None:
@@ -79,6 +81,8 @@ class TcpFlow(Flow):
         #: Places of its urgent pointers, and the byte of its last keep-alive.
         self.urgent: tuple[int, ...] = ()
         self.probe: int | None = None
+        #: What the client may be told of the receive window; None until the scale is known.
+        self.window: Window | None = None
         #: The secondary's SYN that waits for the primary's: (seq, signature).
         self.syn_said: tuple[int, bytes] | None = None
         #: The pair that was proven equal: the primary's (seq, signature), and the secondary's seq.
@@ -181,6 +185,7 @@ class TcpFlow(Flow):
         seq, ack, _, flags = _SEGMENT.unpack_from(buf, l4)
         if flags & tcp.SYN:
             self._opened(seq, signature(buf, l4, payload, end), end - payload)
+            self.window = Window(tcp.window_scale(buf, l4 + tcp.HEADER, payload))
         elif flags & tcp.RST:
             self.closed = True
         elif end > payload:
@@ -195,6 +200,26 @@ class TcpFlow(Flow):
             self.closed = True
         if flags & tcp.ACK and (self.primary_acked is None or diff(ack, self.primary_acked) > 0):
             self.primary_acked = ack
+        if self.window is not None:
+            self.window.left(buf, l4)
+
+    def as_it_is(self, buf: Buffer, l4: int) -> bool:
+        """See Flow."""
+        return self.window is None or self.window.allowed(buf, l4) is None
+
+    def leaves(self, head: Held) -> bytes:
+        """See Flow."""
+        window = self.window.allowed(head.data, head.l4) if self.window is not None else None
+        if self.window is None or window is None or head.originals:
+            return super().leaves(head)
+        lowered = with_window(head.data, head.vnet, head.l4, window)
+        self.released(lowered, head.kind, head.l4, head.payload, head.payload_end)
+        self.window.remember(head.data, head.vnet, head.l4, head.payload, head.payload_end)
+        return lowered
+
+    def window_update(self, f: Frame) -> tuple[bytes, int] | None:
+        """A frame that tells the client of a window that opened at the secondary, if it is worth one."""
+        return self.window.update(f) if self.window is not None else None
 
     def _opened(self, seq: int, said: bytes, size: int) -> None:
         """The primary's SYN was proven: a new incarnation begins, unless it is the same SYN again."""
@@ -247,6 +272,8 @@ class TcpFlow(Flow):
             return None
         if flags & tcp.ACK and (self.acked is None or diff(ack, self.acked) > 0):
             self.acked = ack
+        if self.window is not None and flags & tcp.ACK and not flags & tcp.RST:
+            self.window.secondary(ack, buf[f.l4 + tcp.WINDOW] << 8 | buf[f.l4 + tcp.WINDOW + 1])
         if flags & tcp.RST:
             if seq not in self.resets:
                 self.resets = (*self.resets, seq)[-MOST_PLACES:]
@@ -297,6 +324,8 @@ class TcpFlow(Flow):
         self.resets = self.urgent = ()
         self.probe = None
         self.syn_said = None
+        if self.window is not None:
+            self.window.edge = None
 
     def restart(self) -> None:
         """See Flow."""
@@ -305,6 +334,7 @@ class TcpFlow(Flow):
         self.frontier = 0
         self.acked = self.primary_acked = None
         self.syn = self.syn_matched = None
+        self.window = None
 
 
 def signature(buf: Buffer, l4: int, payload: int, end: int) -> bytes:

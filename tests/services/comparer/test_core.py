@@ -63,10 +63,8 @@ class Sides:
     def conserved(self) -> bool:
         c = self.core.counters
         dropped = sum(n for name, n in c.items() if name.startswith("dropped_"))
-        return (
-            c["primary_frames"] + c["split_frames"]
-            == c["released"] - c["secondary_asked"] + dropped + self.core.status()["held"]
-        )
+        made = c["split_frames"] + c["window_updates"] + c["secondary_asked"]
+        return c["primary_frames"] + made == c["released"] + dropped + self.core.status()["held"]
 
 
 def data(place: int, payload: bytes, ack: int = CLIENT_ISN + 1, **more: object) -> bytes:
@@ -254,6 +252,70 @@ def test_a_rst_with_an_ack_ahead_waits(sides: Sides) -> None:
     rst = segment(ISN + 1, CLIENT_ISN + 9, flags=RST)
     sides.secondary(segment(ISN + 1, CLIENT_ISN + 1, flags=RST))
     assert sides.primary(rst) == []
+
+
+# --- windows
+
+
+def test_the_client_is_never_told_of_more_room_than_the_secondary_has(sides: Sides) -> None:
+    """The SYN's scale is 7: windows are in units of 128 bytes."""
+    sides.secondary(segment(ISN + 1, CLIENT_ISN + 1, window=100))
+    assert sides.primary(segment(ISN + 1, CLIENT_ISN + 1, window=300)) == [segment(ISN + 1, CLIENT_ISN + 1, window=100)]
+    within = segment(ISN + 1, CLIENT_ISN + 1, window=100)
+    assert sides.primary(within) == [within]
+
+
+def test_a_lowered_window_counts_from_the_ack(sides: Sides) -> None:
+    sides.secondary(segment(ISN + 1, CLIENT_ISN + 1 + 12_800, window=100))
+    assert sides.primary(segment(ISN + 1, CLIENT_ISN + 1 + 6_400, window=300)) == [
+        segment(ISN + 1, CLIENT_ISN + 1 + 6_400, window=150)
+    ]
+
+
+def test_the_edge_that_the_client_was_told_is_never_taken_back(sides: Sides) -> None:
+    """RFC 9293 §3.8.6.2.1. The secondary has not spoken since the SYN, so the first one leaves as it is."""
+    told = segment(ISN + 1, CLIENT_ISN + 1, window=300)
+    assert sides.primary(told) == [told]
+    assert sides.secondary(segment(ISN + 1, CLIENT_ISN + 1, window=100)) == []
+    assert sides.primary(segment(ISN + 1, CLIENT_ISN + 1, window=400)) == [told]
+
+
+def test_the_client_is_told_when_the_secondarys_window_opens(sides: Sides) -> None:
+    sides.secondary(data(0, b"abc", window=100))
+    assert sides.primary(data(0, b"abc", window=300)) == [data(0, b"abc", window=100)]
+    assert sides.secondary(segment(ISN + 4, CLIENT_ISN + 1, window=110)) == []
+    assert sides.secondary(segment(ISN + 4, CLIENT_ISN + 1, window=200)) == [
+        segment(ISN + 4, CLIENT_ISN + 1, window=200)
+    ]
+    assert sides.secondary(segment(ISN + 4, CLIENT_ISN + 1, window=900)) == [
+        segment(ISN + 4, CLIENT_ISN + 1, window=300)
+    ]
+    assert sides.secondary(segment(ISN + 4, CLIENT_ISN + 1, window=1900)) == []
+    assert sides.core.counters["window_updates"] == 2
+    assert sides.conserved()
+
+
+def test_a_window_update_is_not_needed_after_a_later_segment(sides: Sides) -> None:
+    sides.secondary(segment(ISN + 1, CLIENT_ISN + 1, window=100))
+    sides.primary(segment(ISN + 1, CLIENT_ISN + 1, window=300))
+    sides.primary(segment(ISN + 1, CLIENT_ISN + 1, window=90))
+    assert sides.secondary(segment(ISN + 1, CLIENT_ISN + 1, window=900)) == []
+
+
+@pytest.mark.parametrize("vlan", [(), (77,)])
+def test_a_window_update_over_ipv6_behind_a_super_frame(vlan: tuple[int, ...]) -> None:
+    ends = {"source": packets.GUEST6, "destination": packets.CLIENT6, "vlan": vlan}
+    sides = Sides()
+    sides.primary(segment(ISN, 1, flags=SYN, options=MSS_WS, **ends))
+    sides.secondary(segment(ISN2, 1, flags=SYN, options=MSS_WS, **ends))
+    large = {"partial": True, "vnet": 12, "gso_size": 100, **ends}
+    sides.secondary(segment(ISN + 1, 1, b"x" * 300, window=10, **large), vnet=12)
+    assert sides.primary(segment(ISN + 1, 1, b"x" * 300, window=500, **large), vnet=12) == [
+        segment(ISN + 1, 1, b"x" * 300, window=10, **large)
+    ]
+    assert sides.secondary(segment(ISN + 301, 1, window=900, **ends)) == [
+        bytes(12) + segment(ISN + 301, 1, window=500, **ends)
+    ]
 
 
 # --- SYN, FIN, RST

@@ -1,0 +1,131 @@
+"""The receive window that the client is told: never more than the secondary offers as well.
+
+A client that sends what only the primary has room for would leave a hole at the secondary, and the
+primary's acks beyond that hole could not leave. So the window of a frame that leaves is lowered to
+the secondary's right edge, but never below what the client was told before (RFC 9293 §3.8.6.2.1).
+Where the secondary's window opens later, and the primary has nothing to say, a window update is made
+of the last frame that left lowered.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from lockstep.batch import Buffer
+from lockstep.wire import ipv4, ipv6, tcp
+from lockstep.wire.checksum import checksum, moved16, ones_sum
+from lockstep.wire.frame import IPPROTO_TCP, Frame, dissect
+from lockstep.wire.seqnum import add, diff
+from lockstep.wire.vnet import NEEDS_CSUM
+
+_SEGMENT = struct.Struct(">4xIIBBH")  # ports, seq, ack, data offset, flags, window
+_U16 = struct.Struct(">H")
+_U32 = struct.Struct(">I")
+
+#: Bytes by which the window must have opened for an update of its own (RFC 9293 §3.8.6.2.2).
+WORTH_TELLING = 8192
+
+
+class Window:
+    """Right edges of one connection, in the client's sequence space.
+
+    shift: the guest's window scale (RFC 7323), the same in both replicas' SYNs.
+    """
+
+    __slots__ = ("_lowered", "_lowered_edge", "_shift", "_told", "edge")
+
+    def __init__(self, shift: int) -> None:
+        self._shift = shift
+        #: The secondary's right edge.
+        self.edge: int | None = None
+        self._told: int | None = None
+        #: The last frame that left, if it left lowered: headers and virtio-net size; and its own edge.
+        self._lowered: tuple[bytes, int] | None = None
+        self._lowered_edge = 0
+
+    def secondary(self, ack: int, window: int) -> None:
+        """The secondary offers this much."""
+        edge = add(ack, window << self._shift)
+        if self.edge is None or diff(edge, self.edge) > 0:
+            self.edge = edge
+
+    def allowed(self, buf: Buffer, l4: int) -> int | None:
+        """The window field with which a primary segment may leave, if that is less than its own."""
+        _, ack, _, flags, window = _SEGMENT.unpack_from(buf, l4)
+        if self.edge is None or not flags & tcp.ACK or flags & (tcp.SYN | tcp.RST):
+            return None
+        limit = self.edge
+        if diff(add(ack, window << self._shift), limit) <= 0:
+            return None
+        if self._told is not None and diff(self._told, limit) > 0:
+            limit = self._told
+        lowered = max(0, diff(limit, ack)) >> self._shift
+        return lowered if lowered < window else None
+
+    def left(self, buf: Buffer, l4: int) -> None:
+        """A primary segment left with the window it has now."""
+        _, ack, _, flags, window = _SEGMENT.unpack_from(buf, l4)
+        if not flags & tcp.ACK or flags & (tcp.SYN | tcp.RST):
+            return
+        edge = add(ack, window << self._shift)
+        if self._told is None or diff(edge, self._told) > 0:
+            self._told = edge
+        self._lowered = None
+
+    def remember(self, data: bytes, vnet: int, l4: int, payload: int, end: int) -> None:
+        """This primary segment was the last to leave, and it left lowered: it may need an update."""
+        _, ack, _, _, window = _SEGMENT.unpack_from(data, l4)
+        self._lowered = _bare(data, vnet, l4, payload, end), vnet
+        self._lowered_edge = add(ack, window << self._shift)
+
+    def update(self, f: Frame) -> tuple[bytes, int] | None:
+        """A window update that is worth telling, and the size of its virtio-net header."""
+        if self._lowered is None or self.edge is None or self._told is None:
+            return None
+        edge = self.edge if diff(self.edge, self._lowered_edge) < 0 else self._lowered_edge
+        if diff(edge, self._told) < WORTH_TELLING and edge != self._lowered_edge:
+            return None
+        data, vnet = self._lowered
+        dissect(f, data, vnet, len(data))
+        ack = _SEGMENT.unpack_from(data, f.l4)[1]
+        frame = bytearray(data)
+        _U16.pack_into(frame, f.l4 + tcp.WINDOW, max(0, diff(edge, ack)) >> self._shift)
+        _U16.pack_into(frame, f.l4 + tcp.CHECKSUM, 0)
+        at, size = (f.l3 + ipv4.SOURCE, 8) if f.version == 4 else (f.l3 + ipv6.SOURCE, 32)
+        pseudo = bytes(frame[at : at + size]) + struct.pack(">II", f.payload_end - f.l4, IPPROTO_TCP)
+        summed = checksum(frame[f.l4 : f.payload_end], ones_sum(pseudo))
+        _U16.pack_into(frame, f.l4 + tcp.CHECKSUM, summed)
+        again = self._lowered
+        self.left(frame, f.l4)
+        if edge != self._lowered_edge:
+            self._lowered = again
+        return bytes(frame), vnet
+
+
+def with_window(data: bytes, vnet: int, l4: int, window: int) -> bytes:
+    """The segment with another window, its checksum moved with it."""
+    frame = bytearray(data)
+    own = _U16.unpack_from(frame, l4 + tcp.WINDOW)[0]
+    _U16.pack_into(frame, l4 + tcp.WINDOW, window)
+    if not (vnet and frame[0] & NEEDS_CSUM):
+        field = _U16.unpack_from(frame, l4 + tcp.CHECKSUM)[0]
+        _U16.pack_into(frame, l4 + tcp.CHECKSUM, moved16(field, own, window))
+    return bytes(frame)
+
+
+def _bare(data: bytes, vnet: int, l4: int, payload: int, end: int) -> bytes:
+    """A pure ACK behind this segment: its headers without payload, and `seq` behind it."""
+    f = Frame()
+    dissect(f, data, vnet, len(data))
+    seq, _, _, flags, _ = _SEGMENT.unpack_from(data, l4)
+    frame = bytearray(data[:payload])
+    frame[:vnet] = bytes(vnet)
+    _U32.pack_into(frame, l4 + tcp.SEQ, add(seq, end - payload + bool(flags & tcp.FIN)))
+    frame[l4 + tcp.FLAGS] = tcp.ACK
+    if f.version == 4:
+        _U16.pack_into(frame, f.l3 + ipv4.TOTAL_LENGTH, payload - f.l3)
+        _U16.pack_into(frame, f.l3 + ipv4.CHECKSUM, 0)
+        _U16.pack_into(frame, f.l3 + ipv4.CHECKSUM, checksum(frame[f.l3 : l4]))
+    else:
+        _U16.pack_into(frame, f.l3 + ipv6.PAYLOAD_LENGTH, payload - f.l3 - ipv6.HEADER)
+    return bytes(frame)
