@@ -1,6 +1,7 @@
 """The demo's client: one request over exactly one connection, every byte checked at its place.
 
     python -m lockstep.demo.client (--connect HOST | --listen HOST) --port PORT (--download N | --upload N)
+        [--give-up SECONDS] [--pace BYTES_A_SECOND]
 
 Prints JSON lines: `{"ready": true}` once it listens, `{"progress": BYTES}` while it runs, and at the
 end `{"result": {...}}` with
@@ -41,9 +42,15 @@ def say(**message: Any) -> None:
 
 
 class Meter:
-    """Counts what went over, and the longest time in which nothing did."""
+    """Counts what went over, and the longest time in which nothing did.
 
-    def __init__(self) -> None:
+    pace: bytes a second that it holds the transfer down to; None for as fast as it goes.
+    """
+
+    def __init__(self, pace: int | None = None) -> None:
+        self.pace = pace
+        #: Most bytes in one call of the kernel: with a pace, a hundredth of a second's.
+        self.step = CHUNK if pace is None else max(1, min(CHUNK, pace // 100))
         self.bytes = 0
         self.longest_pause = 0.0
         self.started = self.last = time.monotonic()
@@ -59,6 +66,8 @@ class Meter:
         if now - self._reported > _REPORT:
             self._reported = now
             say(progress=self.bytes)
+        if self.pace:
+            time.sleep(max(0.0, self.started + self.bytes / self.pace - now))
 
 
 class Transfer:
@@ -74,7 +83,7 @@ class Transfer:
         error = None
         try:
             with connect(options) as connection:
-                self.meter = Meter()
+                self.meter = Meter(options.pace)
                 if options.download is not None:
                     self.download(connection, options.download)
                 else:
@@ -98,7 +107,7 @@ class Transfer:
         self.result["header_bytes"] = len(head) + len(END_OF_HEAD)
         total = hashlib.sha256()
         self._check(rest, total)
-        buffer = memoryview(bytearray(CHUNK))
+        buffer = memoryview(bytearray(self.meter.step))
         while self.meter.bytes < size:
             got = connection.recv_into(buffer)
             if not got:
@@ -109,7 +118,7 @@ class Transfer:
     def upload(self, connection: socket.socket, size: int) -> None:
         """Send `size` bytes and take the guest's word for what it got."""
         connection.sendall(request_head("POST", "/", size))
-        for part in payload.windows(size, step=CHUNK):
+        for part in payload.windows(size, step=self.meter.step):
             while part:
                 sent = connection.send(part)
                 self.meter.progress(sent)
@@ -158,6 +167,7 @@ def main() -> None:
     way.add_argument("--listen", metavar="HOST", help="wait for the guest to open it")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--give-up", type=float, default=20.0, help="seconds without progress until it gives up")
+    parser.add_argument("--pace", type=int, metavar="N", help="bytes a second at most")
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--download", type=int, metavar="N")
     size.add_argument("--upload", type=int, metavar="N")

@@ -24,6 +24,8 @@ from lockstep.demo.stage import Stage, StageError
 _MIB = 1 << 20
 #: Seconds after which the client of `diverge` believes that nothing more will come.
 _PATIENCE = 1.0
+#: A transfer shorter than this is held down to a second, so that there is a middle to fail over in.
+_UNPACED = 64 * _MIB
 
 Watch = Callable[[int], None]
 
@@ -98,7 +100,8 @@ class Namespaces:
                 failover_ms = (time.monotonic() - started) * 1000
 
         with self._stage("unprotect") as stage, _Guests(stage, transfer) as guests:
-            result = guests.transfer(watch)
+            pace = transfer.size if transfer.size < _UNPACED else None
+            result = guests.transfer(watch, pace=pace)
         if failover_ms is None:
             early = f"it ended after {result['bytes']} bytes, before the primary was killed"
             raise StageError(f"{transfer}: {early}: {result['error']}")
@@ -142,14 +145,16 @@ class _Guests:
         """SIGKILL to the primary's server."""
         self._servers[0].send_signal(signal.SIGKILL)
 
-    def transfer(self, watch: Watch, give_up: float = 20.0) -> Figures:
+    def transfer(self, watch: Watch, give_up: float = 20.0, pace: int | None = None) -> Figures:
         """Have the client make its request, and give its result. `watch` is told how many bytes went over."""
         transfer = self._transfer
         subnet = ADDRESSES[transfer.network]
         where: tuple[str | int, ...] = ("--connect", subnet.guest, "--port", PORT)
         if transfer.opened_by == "guest":
             where = ("--listen", subnet.client, "--port", CLIENTS_PORT)
-        arguments = (*where, f"--{transfer.direction}", transfer.size, "--give-up", give_up)
+        arguments: tuple[str | float, ...] = (*where, f"--{transfer.direction}", transfer.size, "--give-up", give_up)
+        if pace:
+            arguments = (*arguments, "--pace", pace)
         client = self._stage.python(
             self._stage.client_ns, "lockstep.demo.client", *map(str, arguments), stdout=subprocess.PIPE
         )

@@ -26,7 +26,7 @@ from lockstep.flow.key import describe
 from lockstep.streams import PRIMARY, RELEASED, SECONDARY, CommandError, Cut, Event, Gap, Item, Output
 from lockstep.wire import arp, ethernet, frame, icmp, tcp
 from lockstep.wire.frame import Frame, dissect
-from services.comparer.ease import STALL, ease
+from services.comparer.ease import STALL, ease, speaks_for_itself
 from services.comparer.flow import (
     DIFFERS,
     DIVERGED,
@@ -55,7 +55,8 @@ MOST_EARLY = 4 << 20
 _SPECIAL = (tcp.MD5, tcp.AUTHENTICATION, tcp.MULTIPATH)
 _NO_DATAGRAM = (frame.MALFORMED, frame.FRAGMENT, frame.CHATTER)
 
-#: `primary_frames + split_frames + window_updates + secondary_asked == released + held + every dropped_…`, always.
+#: `primary_frames + MADE == released + held + every dropped_…`, always.
+MADE = ("split_frames", "window_updates", "secondary_acks", "secondary_asked")
 COUNTERS = (
     "primary_frames",
     "secondary_frames",
@@ -65,6 +66,7 @@ COUNTERS = (
     "split_frames",
     "lowered_acks",
     "window_updates",
+    "secondary_acks",
     "divergences",
     "unprotected_flows",
     "passed_flows",
@@ -439,12 +441,12 @@ class Core:
             if kind == frame.FRAGMENT:
                 whole = self._secondary_fragments.take(f, data, start, now)
                 if whole is not None and dissect(f, whole.frame, 0, len(whole.frame)) not in _NO_DATAGRAM:
-                    self._hear(f, whole.frame, now)
+                    self._hear(f, whole.frame, 0, now)
                 continue
-            self._hear(f, data, now)
+            self._hear(f, data, start, now)
 
-    def _hear(self, f: Frame, data: Buffer, now: float) -> None:
-        """Take what the secondary said in one frame, and let out what that proves."""
+    def _hear(self, f: Frame, data: Buffer, start: int, now: float) -> None:
+        """Take what the secondary said in the frame that begins at `start`, and let out what that proves."""
         known = len(self._table.flows)
         flow = self._table.of(f, data, now)
         if flow is None:
@@ -466,7 +468,13 @@ class Core:
             return
         if flow.held:
             self._drain(flow)
-        if isinstance(flow, TcpFlow) and (update := flow.window_update(f)) is not None:
+        if not isinstance(flow, TcpFlow) or flow.state != PROTECTED:
+            return
+        if flow.held and speaks_for_itself(flow, f, data, now):
+            self.counters["secondary_acks"] += 1
+            flow.spoke(data, f.l4)
+            self._append([(bytes(data[start : f.end]), f.start - start)])
+        elif (update := flow.window_update(f)) is not None:
             self.counters["window_updates"] += 1
             self._append([update])
 

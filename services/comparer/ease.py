@@ -3,13 +3,16 @@
 Two replicas that lost different things can wait for each other for good: the secondary repeats
 one segment and the primary's super-frame needs many; the secondary acks one and the primary's ack
 is ahead by many. So a head that has waited a while leaves as far as it is proven: a super-frame
-up to a segment's edge, an ack lowered to the secondary's. Nothing unproven leaves with it.
+up to a segment's edge, an ack lowered to the secondary's. And while a head waits for an ack, the
+secondary's own pure ACKs leave as they are: they tell the client, by SACK, exactly what is missing.
+Nothing unproven leaves with any of it.
 """
 
 from __future__ import annotations
 
 import struct
 
+from lockstep.batch import Buffer
 from lockstep.wire import gso, tcp, vnet
 from lockstep.wire.checksum import moved32
 from lockstep.wire.frame import Frame, dissect
@@ -41,6 +44,21 @@ def ease(flow: TcpFlow, head: Held, f: Frame) -> tuple[bytes, bytes] | None:
         return None
     lowered = _lowered(flow, leaving, head, alone=not size)
     return None if lowered is None else (lowered, staying)
+
+
+def speaks_for_itself(flow: TcpFlow, f: Frame, buf: Buffer, now: float) -> bool:
+    """Whether this pure ACK of the secondary may leave: the head is stuck, and its ack is ahead of this one."""
+    head = flow.held[0]
+    if now - head.arrived < STALL or f.payload != f.payload_end or buf[f.l4 + tcp.FLAGS] != tcp.ACK:
+        return False
+    if not head.data[head.l4 + tcp.FLAGS] & tcp.ACK or head.data[head.l4 + tcp.FLAGS] & (tcp.SYN | tcp.RST):
+        return False
+    ack = _ACK.unpack_from(buf, f.l4 + tcp.ACK_NUMBER)[0]
+    if diff(_ACK.unpack_from(head.data, head.l4 + tcp.ACK_NUMBER)[0], ack) <= 0:
+        return False
+    if flow.primary_acked is not None and diff(ack, flow.primary_acked) < 0:
+        return False
+    return flow.reached(buf, f.l4)
 
 
 def _lowered(flow: TcpFlow, data: bytes, head: Held, *, alone: bool) -> bytes | None:

@@ -144,6 +144,10 @@ class TcpFlow(Flow):
         said = self.said.read(place, end - payload)
         return first_difference(said, buf[payload : payload + len(said)])
 
+    def reached(self, buf: Buffer, l4: int) -> bool:
+        """Whether a segment begins at the frontier or before it."""
+        return self._place(_SEGMENT.unpack_from(buf, l4)[0]) <= self.frontier
+
     def fin_matches(self, buf: Buffer, l4: int, size: int) -> bool:
         """Whether the FIN behind a segment's `size` bytes stands where the secondary's does."""
         return self.fin == self._place(_SEGMENT.unpack_from(buf, l4)[0]) + size
@@ -216,6 +220,12 @@ class TcpFlow(Flow):
         self.released(lowered, head.kind, head.l4, head.payload, head.payload_end)
         self.window.remember(head.data, head.vnet, head.l4, head.payload, head.payload_end)
         return lowered
+
+    def spoke(self, buf: Buffer, l4: int) -> None:
+        """A pure ACK of the secondary left as it is."""
+        self.primary_acked = _SEGMENT.unpack_from(buf, l4)[1]
+        if self.window is not None:
+            self.window.left(buf, l4)
 
     def window_update(self, f: Frame) -> tuple[bytes, int] | None:
         """A frame that tells the client of a window that opened at the secondary, if it is worth one."""

@@ -37,6 +37,7 @@ class Connection:
         "delta_ts",
         "isn",
         "known",
+        "macs",
         "opened_by_guest",
         "peer_next",
         "touched",
@@ -46,6 +47,8 @@ class Connection:
 
     def __init__(self, now: float) -> None:
         self.touched = now
+        #: Destination and source of the guest's SYN; one object for all connections of a pair.
+        self.macs = b""
         #: The deltas may be used.
         self.known = False
         self.delta = self.delta_ts = 0

@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Mapping
 from typing import Any
 
-from lockstep.batch import Batch
+from lockstep.batch import Batch, BatchBuilder
 from lockstep.config import Node
 from lockstep.flow.key import flow_key, quoted_tcp, reversed_key
 from lockstep.flow.sweep import Sweep
@@ -23,8 +23,10 @@ from lockstep.streams import EVENTS, FROM_GUEST, GUEST, TO_GUEST, CommandError, 
 from lockstep.wire import frame, icmp, tcp, vnet
 from lockstep.wire.frame import Frame, dissect
 from services.rewriter.connection import Connection, move_quoted_seq
-from services.rewriter.reset import reset
+from services.rewriter.reset import reset, segment_of
 
+#: Pairs of MAC addresses that are kept once for all connections between them.
+MOST_PAIRS = 4096
 #: Unprotected connections that are remembered for a reset, at most.
 MOST_DOOMED = 65_536
 
@@ -45,6 +47,7 @@ class Core:
         self._connections: dict[bytes, Connection] = {}
         #: Connections released unchecked, oldest first.
         self._doomed: dict[bytes, None] = {}
+        self._macs: dict[bytes, bytes] = {}
         self._speaking = False
         self._frame = Frame()
         self._sweep = Sweep()
@@ -70,18 +73,37 @@ class Core:
             self.counters["gaps_to_guest"] += 1
             return [Event("gap", {"stream": stream, "reason": item.reason, "lost": item.lost})]
         elif isinstance(item, Event) and stream == EVENTS:
-            self._hear(item)
-            return []
+            return self._hear(item)
         raise AssertionError(f"the rewriter takes no {type(item).__name__} on {stream}")
 
-    def _hear(self, event: Event) -> None:
+    def _hear(self, event: Event) -> list[Output]:
         key = event.fields.get("key")
         if event.name == "unprotected" and isinstance(key, bytes):
             self._doomed[key] = None
             if len(self._doomed) > MOST_DOOMED:
                 del self._doomed[next(iter(self._doomed))]
-        elif event.name == "failover" and event.fields.get("survivor") == "secondary":
+            return self._reset_silent([key]) if self._speaking else []
+        if event.name == "failover" and event.fields.get("survivor") == "secondary" and not self._speaking:
             self._speaking = True
+            return self._reset_silent(list(self._doomed))
+        return []
+
+    def _reset_silent(self, keys: list[bytes]) -> list[Output]:
+        """Reset doomed connections whose ends may both be waiting, so that no segment would bring it about.
+
+        A client that has since said more answers with a challenge ACK, which brings the exact reset.
+        """
+        f = self._frame
+        frames = []
+        for key in keys:
+            connection = self._connections.get(key)
+            if connection is None or connection.client_ack is None:
+                continue
+            made = segment_of(key, connection.macs)
+            dissect(f, made, 0, len(made))
+            frames.append(reset(f, made, back=False, seq=connection.client_ack, ack=0))
+        self.counters["resets"] += len(frames)
+        return [(FROM_GUEST, batch) for batch in _batches(frames)]
 
     def _rewritten(self, batch: Batch, now: float, *, from_guest: bool) -> list[Output]:
         """The batch with its numbers moved; `resets` replace what a doomed connection says."""
@@ -129,6 +151,8 @@ class Core:
                     self.counters["refused_connections"] += 1
                     return
                 connection = self._connections[key] = Connection(now)
+                macs = bytes(data[f.start : f.start + 12])
+                connection.macs = self._macs.setdefault(macs, macs) if len(self._macs) < MOST_PAIRS else macs
             connection.guest_syn(data, f.l4, f.payload)
             self._doomed.pop(key, None)
         if connection is None:
@@ -208,3 +232,10 @@ class Core:
     def status(self) -> dict[str, Any]:
         """How many connections it knows, and how many it will reset."""
         return {"connections": len(self._connections), "doomed": len(self._doomed), "speaking": self._speaking}
+
+
+def _batches(frames: list[bytes]) -> list[Batch]:
+    builder = BatchBuilder()
+    for made in frames:
+        builder.append(made, 0)
+    return builder.take()

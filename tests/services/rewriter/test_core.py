@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import struct
 
 import packets
@@ -272,6 +273,31 @@ def test_an_unprotected_connection_is_reset_at_failover_and_not_before() -> None
     assert clients[:6] == packets.CLIENT_MAC
     assert struct.unpack_from(">IIBB", guests, 38) == (101, 1002, 0x50, RST | ACK)
     assert guests[:6] == packets.GUEST_MAC
+
+
+@pytest.mark.parametrize("v6", [False, True])
+@pytest.mark.parametrize("vlan", [(), (77,), (5, 77)])
+def test_an_unprotected_connection_on_which_both_ends_wait_is_reset_at_failover(
+    v6: bool, vlan: tuple[int, ...]
+) -> None:
+    ends = {"source": packets.GUEST6, "destination": packets.CLIENT6} if v6 else {}
+    node = Node2()
+    node.guest(segment(1000, 101, flags=SYN, vlan=vlan, **ends))
+    node.client(from_client(101, 5001, v6=v6, vlan=vlan))
+    a, b = (packets.GUEST6, packets.CLIENT6) if v6 else (packets.GUEST, packets.CLIENT)
+    key = bytes((len(vlan), 6 if v6 else 4, 6)) + b"".join(struct.pack(">H", vid) for vid in vlan)
+    key += ipaddress.ip_address(a).packed + ipaddress.ip_address(b).packed + struct.pack(">HH", 80, 40000)
+    assert node.core.push("events", Event("unprotected", {"key": key}), 0.0) == []
+    ((where, batch),) = node.core.push("events", Event("failover", {"survivor": "secondary"}), 0.0)
+    assert where == "from_guest"
+    (frame,) = batch.frames()
+    expected = segment(5001, 0, flags=RST, window=0, vlan=vlan, **ends)
+    if not v6:  # the id is 0, and so may be the rest of the header's sum
+        l3 = 14 + 4 * len(vlan)
+        assert packets.inet_sum(frame[l3 : l3 + 20]) == 0xFFFF
+        assert frame[l3 + 12 :][:28] == expected[l3 + 12 :]
+    else:
+        assert frame[: len(expected)] == expected
 
 
 def test_a_client_that_speaks_on_an_unprotected_connection_is_answered_with_a_reset() -> None:
