@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -41,8 +42,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="A COLO network proxy: two replicas of a guest run side by side, and the primary's output leaves only "
     "once the secondary has said the same. When the primary dies the secondary goes on, mid-connection.",
-    epilog="Exit codes: 0 fine, 1 a divergence was found, 64 usage, 69 a peer, device or socket is missing, "
-    "77 not permitted, 78 bad configuration.",
+    epilog="Exit codes: 0 fine, 1 a divergence was found, 64 usage, 65 an unreadable file, "
+    "69 a peer, device or socket is missing, 77 not permitted, 78 bad configuration.",
 )
 
 ConfigFile = Annotated[
@@ -169,6 +170,46 @@ def checkpoint(config_file: ConfigFile = None, as_json: AsJson = False, timeout:
     """Ask for a checkpoint: a copy of the primary's state to the secondary."""
     answer = _asked(_load(config_file), "comparer", "checkpoint", timeout)
     print(json.dumps(answer) if as_json else "a checkpoint was asked for")
+
+
+@app.command()
+def explain(
+    file: Annotated[
+        Path | None,
+        typer.Argument(help="A report: one of the .json files in `comparer.capture_dir`.", metavar="FILE"),
+    ] = None,
+    config_file: ConfigFile = None,
+    last: Annotated[int, typer.Option(min=1, help="How many of the comparer's divergences, the newest last.")] = 1,
+    as_json: AsJson = False,
+    timeout: Timeout = 2.0,
+) -> None:
+    """Say what diverged: a report, or without one the comparer's last divergence.
+
+    With `comparer.capture_dir` set the packets are shown too, decoded. Exit code 1 if there is a divergence.
+    """
+    from lockstep.report.recorder import whole_reports
+    from lockstep.report.render import render
+    from lockstep.report.report import ReportError, parse, read
+    from lockstep.report.words import describe
+
+    divergences: Sequence[Mapping[str, Any]]
+    try:
+        if file is not None:
+            divergences = [read(file)]
+        else:
+            node = _load(config_file)
+            divergences = _asked(node, "comparer", "status", timeout).get("divergences", [])[-last:]
+            if node.comparer.capture_dir is not None:
+                divergences = whole_reports(node.comparer.capture_dir, divergences)
+        reports = [parse(divergence) for divergence in divergences]
+    except ReportError as error:
+        _fail(exits.DATA, str(error))
+    if as_json:
+        told = [{**fields, "summary": describe(report)} for fields, report in zip(divergences, reports, strict=True)]
+        print(json.dumps({"divergences": told}))
+    else:
+        print(f"\n\n{'─' * 40}\n\n".join(map(render, reports)) or "no divergence")
+    raise typer.Exit(exits.FOUND if reports else exits.OK)
 
 
 @app.command()

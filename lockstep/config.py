@@ -225,6 +225,13 @@ class Comparer(_Model):
     idle_timeout: Annotated[float, Field(ge=1)] = Field(
         86_400.0, description="seconds until a silent flow is forgotten"
     )
+    capture_dir: Path | None = Field(
+        None, description="folder that takes each divergence's report (.json) and packets (.pcapng)"
+    )
+    capture_files: Annotated[int, Field(ge=2, le=1_000_000)] = Field(
+        100, description="files kept there, two for each divergence; the oldest go first"
+    )
+    capture_bytes: Annotated[int, Field(ge=1 << 20)] = Field(64 << 20, description="bytes kept there")
 
 
 class Security(_Model):

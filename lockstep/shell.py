@@ -28,6 +28,8 @@ from lockstep.control import ControlRefused, Listener, Server
 from lockstep.link import curve as keys
 from lockstep.link.zmq import Curve, Receiver, Sender
 from lockstep.log import RateLimit
+from lockstep.report import FRAMES
+from lockstep.report.recorder import Recorder
 from lockstep.streams import EVENTS, CommandError, Core, Event, Item, Output
 from lockstep.wiring import SERVICES
 
@@ -80,6 +82,7 @@ class Shell:
         self._receivers: dict[str, Receiver] = {}
         self._servers: dict[Service, Server] = {}
         self._allowed: keys.AllowList | None = None
+        self._recorder: Recorder | None = None
         try:
             self._open(ports or {})
         except BaseException:
@@ -92,6 +95,10 @@ class Shell:
         node = self._node
         context = self._stack.enter_context(zmq.Context())
         curve = self._curve(context)
+        if "comparer" in self._cores and node.comparer.capture_dir is not None:
+            comparer = node.comparer
+            self._recorder = Recorder(node.comparer.capture_dir, comparer.capture_files, comparer.capture_bytes)
+            self._stack.callback(self._recorder.close)
         for service in self._cores:
             for name in SERVICES[service].ports:
                 port = given.get(f"{service}.{name}") or open_port(node, service, name)
@@ -235,8 +242,11 @@ class Shell:
         for other in self._cores:
             if service in SERVICES[other].hears:
                 self._inner.append((other, EVENTS, event))
+        if self._recorder is not None and event.name == "divergence":
+            self._recorder.take(event.fields, now)
         if self._events_allowed.allows(now):
-            shown = {name: value.hex() if isinstance(value, bytes) else value for name, value in event.fields.items()}
+            told = {name: value for name, value in event.fields.items() if name not in FRAMES}
+            shown = {name: value.hex() if isinstance(value, bytes) else value for name, value in told.items()}
             suppressed = self._events_allowed.take_suppressed()
             more = {"suppressed": suppressed} if suppressed else {}
             log.info("event_published", service=service, name=event.name, **shown, **more)
@@ -286,6 +296,7 @@ class Shell:
             "control": self._servers[service].counters,
             "refused_peers": self._allowed.refused if self._allowed else 0,
             **core.status(),
+            **({"reports": self._recorder.counters} if self._recorder and service == "comparer" else {}),
         }
 
     # --- the loop

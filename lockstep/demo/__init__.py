@@ -57,7 +57,8 @@ def parse_size(text: str) -> int:
 def run_demo(options: DemoOptions) -> int:
     """Run it, print what it showed, and return the exit code.
 
-    0: every verdict is good. 1: one is bad. 69: something is missing. 77: not permitted.
+    0: every verdict is good. 1: one is bad. 69: something is missing. 70: a program of the demo's
+    failed, so that there is no verdict. 77: not permitted.
     130, 143: ended by Ctrl-C or SIGTERM; nothing is left behind.
     """
     from lockstep.demo.conductor import conduct  # the guests' own processes need none of what it imports

@@ -9,6 +9,7 @@ import time
 from types import FrameType
 from typing import Any
 
+from lockstep import exits
 from lockstep.demo import DemoOptions, scenarios
 from lockstep.demo.display import Display
 from lockstep.demo.namespaces import Obstacle, prepare
@@ -55,7 +56,7 @@ def _conduct(options: DemoOptions) -> int:
             return obstacle.exit_code
         except StageError as error:
             print(f"lockstep demo: {error}", file=sys.stderr)
-            return 1
+            return exits.SOFTWARE
         ok = all(result["ok"] for result in results.values())
         seconds = round(time.monotonic() - started, 3)
         good = sum(result["ok"] for result in results.values())
@@ -63,7 +64,7 @@ def _conduct(options: DemoOptions) -> int:
     if options.json:
         whole: dict[str, Any] = {"scenarios": results, "ok": ok, "seconds": seconds}
         print(json.dumps(whole if options.scenario == "all" else results[wanted[0]], indent=2))
-    return 0 if ok else 1
+    return exits.OK if ok else exits.FOUND
 
 
 _WHERE = {"namespaces": "in network namespaces of this machine", "memory": "in memory, without a kernel between"}

@@ -75,9 +75,9 @@ class Display:
 
     def verdict(self, scenario: str, ok: bool, sentence: str) -> None:
         """A scenario's one sentence."""
-        mark = Text("✔ " if ok else "✘ ", "green" if ok else "bold red") if self._console.is_terminal else Text("")
-        if not self._console.is_terminal:
-            mark = Text("ok: " if ok else "BAD: ")
+        mark = Text("ok: " if ok else "BAD: ")
+        if self._console.is_terminal:
+            mark = Text("✔ ", "green") if ok else Text("✘ ", "bold red")
         self._console.print(mark + Text(f"{scenario}: {sentence}"))
 
     def _refresh(self) -> None:

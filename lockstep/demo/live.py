@@ -8,7 +8,8 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Namespaces:
     sizes: Mapping[scenarios.Scenario, Mapping[str, int]] = {
         "serve": {"download": 256 * _MIB, "upload": 64 * _MIB},
         "diverge": {"download": 8 * _MIB},
-        "failover": {"download": 256 * _MIB, "upload": 256 * _MIB},
+        "failover": {"download": 128 * _MIB, "upload": 128 * _MIB},
     }
 
     def __init__(self, keep_logs: Path | None) -> None:
@@ -118,8 +119,13 @@ class Namespaces:
             "error": result["error"],
         }
 
-    def _stage(self, on_divergence: str) -> Stage:
-        return Stage(comparer={"on_divergence": on_divergence}, keep_logs=self._keep_logs)
+    @contextmanager
+    def _stage(self, on_divergence: str) -> Iterator[Stage]:
+        with Stage(comparer={"on_divergence": on_divergence}, keep_logs=self._keep_logs) as stage:
+            try:
+                yield stage
+            except control.ControlError as error:
+                raise stage.explained(error) from error
 
 
 class _Guests:

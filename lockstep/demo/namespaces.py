@@ -17,14 +17,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-TUN = Path("/dev/net/tun")
-EX_UNAVAILABLE, EX_NOPERM = 69, 77
+from lockstep import exits
+from lockstep.capture import tap
+from lockstep.capture.netns import CLONE_NEWNET
+
+TUN = Path(tap.DEVICE)
 
 # <linux/sched.h>, <linux/prctl.h>, <linux/if_tun.h>
-_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
+_CLONE_NEWUSER = 0x10000000
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
-_TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB
-_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+_TUNSETPERSIST = 0x400454CB
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -35,7 +37,7 @@ class Obstacle(Exception):
     exit_code: 69 where something is missing, 77 where it is not permitted (sysexits.h).
     """
 
-    def __init__(self, text: str, exit_code: int = EX_UNAVAILABLE) -> None:
+    def __init__(self, text: str, exit_code: int = exits.UNAVAILABLE) -> None:
         super().__init__(text)
         self.exit_code = exit_code
 
@@ -53,7 +55,7 @@ class Namespace:
         """Make a fresh one; raises OSError."""
         self.name = name
         with _home():
-            _call("unshare", _CLONE_NEWNET)
+            _call("unshare", CLONE_NEWNET)
             self.fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
     @property
@@ -65,12 +67,12 @@ class Namespace:
     def entered(self) -> Iterator[None]:
         """This thread is in the namespace, and after it where it was before."""
         with _home():
-            _call("setns", self.fd, _CLONE_NEWNET)
+            _call("setns", self.fd, CLONE_NEWNET)
             yield
 
     def enter(self) -> None:
         """Go there for good. For a child between fork and exec."""
-        _call("setns", self.fd, _CLONE_NEWNET)
+        _call("setns", self.fd, CLONE_NEWNET)
 
     def close(self) -> None:
         """Let go of it; what still runs inside keeps it alive."""
@@ -85,15 +87,15 @@ def _home() -> Iterator[None]:
     try:
         yield
     finally:
-        _call("setns", home, _CLONE_NEWNET)
+        _call("setns", home, CLONE_NEWNET)
         os.close(home)
 
 
 def add_tap(device: str) -> None:
     """Make a TAP in the namespace where this thread is; it stays when nobody has it open."""
     with open(TUN, "r+b", buffering=0) as tun:
-        flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
-        fcntl.ioctl(tun, _TUNSETIFF, struct.pack("16sH22x", device.encode(), flags))
+        flags = tap.IFF_TAP | tap.IFF_NO_PI | tap.IFF_VNET_HDR
+        fcntl.ioctl(tun, tap.TUNSETIFF, struct.pack("16sH22x", device.encode(), flags))
         fcntl.ioctl(tun, _TUNSETPERSIST, 1)
 
 
@@ -112,7 +114,7 @@ def prepare() -> None:
     if not TUN.exists():
         raise Obstacle(f"{TUN} is missing: load the `tun` module, or give the container --device {TUN}")
     if not os.access(TUN, os.R_OK | os.W_OK):
-        raise Obstacle(f"{TUN} may not be opened by this user: run as root, or chmod 0666 {TUN}", EX_NOPERM)
+        raise Obstacle(f"{TUN} may not be opened by this user: run as root, or chmod 0666 {TUN}", exits.NOPERM)
     try:
         if os.geteuid() != 0:
             _become_root_of_own()
@@ -121,12 +123,14 @@ def prepare() -> None:
         if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EUSERS, errno.EINVAL):
             raise
         way_out = "run as root, give the container --cap-add SYS_ADMIN,NET_ADMIN, or allow user namespaces"
-        raise Obstacle(f"network namespaces may not be made here ({error.strerror}): {way_out}", EX_NOPERM) from error
+        raise Obstacle(
+            f"network namespaces may not be made here ({error.strerror}): {way_out}", exits.NOPERM
+        ) from error
 
 
 def _become_root_of_own() -> None:
     uid, gid = os.geteuid(), os.getegid()
-    _call("unshare", _CLONE_NEWUSER | _CLONE_NEWNET)
+    _call("unshare", _CLONE_NEWUSER | CLONE_NEWNET)
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
     Path("/proc/self/gid_map").write_text(f"0 {gid} 1")

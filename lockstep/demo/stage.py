@@ -192,6 +192,11 @@ class Stage:
         """Have the secondary take over; the redirector tells the rewriter in-band."""
         return control.request(self.endpoint("redirector"), "failover", timeout=timeout)
 
+    def explained(self, error: Exception) -> StageError:
+        """An error of the stage's, with the last words of the services that are no more."""
+        gone = [f"the {name} is gone: {one.last_words()}" for name, one in self.services.items() if not one.alive()]
+        return StageError("\n".join([str(error), *gone]))
+
     def _namespace(self, name: str, undo: ExitStack) -> Namespace:
         namespace = Namespace(name)
         undo.callback(namespace.close)

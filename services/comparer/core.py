@@ -27,6 +27,7 @@ from lockstep.streams import PRIMARY, RELEASED, SECONDARY, CommandError, Cut, Ev
 from lockstep.wire import arp, ethernet, frame, icmp, tcp
 from lockstep.wire.frame import Frame, dissect
 from services.comparer.ease import STALL, ease, speaks_for_itself
+from services.comparer.evidence import Evidence
 from services.comparer.flow import (
     DIFFERS,
     DIVERGED,
@@ -46,6 +47,8 @@ from services.comparer.window import with_window
 
 #: Divergences that `status` shows.
 MOST_REMEMBERED = 32
+#: Bytes of each side that a divergence shows.
+MOST_SHOWN = 128
 #: MAC addresses of the primary that are remembered.
 MOST_VOICES = 64
 #: Bytes of a coming epoch that wait for its commit.
@@ -95,11 +98,11 @@ class Core:
     def __init__(self, config: Node) -> None:
         self._config = config.comparer
         self._rules = Rules(self._config.passthrough)
-        self._table = FlowTable(self._config, self._evicted)
+        self.counters = dict.fromkeys(COUNTERS, 0)
+        self._table = FlowTable(self._config, self.counters)
         self._primary_fragments = Reassembly(self._config.compare_timeout)
         self._secondary_fragments = Reassembly(self._config.compare_timeout)
         self.epoch = 0
-        self.counters = dict.fromkeys(COUNTERS, 0)
         self._frame = Frame()
         self._number = 0
         #: (when its head is due, tie-breaker, flow); one entry a waiting flow, looked at again when due.
@@ -116,6 +119,7 @@ class Core:
         #: MAC addresses in whose name the primary has spoken to its neighbours.
         self._voices: set[bytes] = set()
         self._recent: deque[dict[str, Any]] = deque(maxlen=MOST_REMEMBERED)
+        self._evidence = Evidence() if self._config.capture_dir is not None else None
         # Of the push at work: what leaves, what is to be told, and of the batch the frames not yet dealt with.
         self._out = BatchBuilder()
         self._events: list[Event] = []
@@ -126,6 +130,8 @@ class Core:
         """Take a batch, cut or gap of `primary` or `secondary`."""
         self._table.start(now)
         if isinstance(item, Batch):
+            if self._evidence is not None:
+                self._evidence.note(stream, item, now)
             if stream == PRIMARY:
                 return self._primary(item, now)
             if stream == SECONDARY:
@@ -504,12 +510,6 @@ class Core:
         for data, vnet in frames:
             self._out.append(data, vnet)
 
-    def _evicted(self, flow: Flow) -> None:
-        """A half-open flow made way with frames still held."""
-        frames = sum(head.frames() for head in flow.held)
-        self._table.held -= frames
-        self.counters["dropped_evicted"] += frames
-
     # --- divergence
 
     def _finding(self, flow: Flow) -> Finding:
@@ -524,12 +524,13 @@ class Core:
         report = describe(flow.key) | {
             "reason": found.reason,
             "offset": found.offset,
-            "primary": found.primary.hex(),
-            "secondary": found.secondary.hex(),
+            "primary": found.primary[:MOST_SHOWN].hex(),
+            "secondary": found.secondary[:MOST_SHOWN].hex(),
             "epoch": self.epoch,
         }
         self._recent.append(report)
-        self._events.append(Event("divergence", report))
+        packets = self._evidence.of(flow, found, self.epoch) if self._evidence is not None else {}
+        self._events.append(Event("divergence", report | packets))
         if self._config.on_divergence == "unprotect":
             self._unprotect(flow, found.reason)
             return

@@ -83,6 +83,13 @@ class Flow:
             self.held = _NOTHING
         return head
 
+    def drop_held(self) -> int:
+        """Give up what is held; returns how many of the primary's frames that was."""
+        frames = sum(head.frames() for head in self.held)
+        self.held = _NOTHING
+        self.held_bytes = 0
+        return frames
+
     def verdict(self, buf: Buffer, kind: int, l4: int, payload: int, end: int) -> int:
         """Whether the secondary has said what this primary frame says: RELEASE, WAIT or DIFFERS."""
         raise NotImplementedError

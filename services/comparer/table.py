@@ -6,8 +6,6 @@ way, the oldest first, and they have a pool of their own, so a flood of SYNs evi
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from lockstep.batch import Buffer
 from lockstep.config import Comparer
 from lockstep.flow.key import flow_key
@@ -25,16 +23,16 @@ SHORT_IDLE = 60.0
 class FlowTable:
     """Flows by key. `kept` is the bytes and `held` the frames kept for all of them.
 
-    evicted: told of each flow that is forgotten with frames still held.
+    counters: of the comparer; `dropped_evicted` counts held frames of flows that had to make way.
     """
 
-    def __init__(self, config: Comparer, evicted: Callable[[Flow], None]) -> None:
+    def __init__(self, config: Comparer, counters: dict[str, int]) -> None:
         self.config = config
         self.flows: dict[bytes, Flow] = {}
         self.half_open: dict[bytes, None] = {}
         self.kept = 0
         self.held = 0
-        self._evicted = evicted
+        self._counters = counters
         self._sweep = Sweep()
 
     def of(self, f: Frame, data: Buffer, now: float) -> Flow | None:
@@ -69,8 +67,9 @@ class FlowTable:
         flow = self.flows.pop(key)
         self.half_open.pop(key, None)
         self.kept -= flow.kept()
-        if flow.held:
-            self._evicted(flow)
+        dropped = flow.drop_held()
+        self.held -= dropped
+        self._counters["dropped_evicted"] += dropped
 
     def sweep(self, now: float) -> None:
         """Look at some flows each time: give memory back, forget what is idle."""

@@ -25,6 +25,8 @@ from lockstep.wire.frame import Frame, dissect
 from services.rewriter.connection import Connection, move_quoted_seq
 from services.rewriter.reset import reset, segment_of
 
+#: Seconds after a failover in which an event may still arrive that the comparer published before it.
+EVENTS_UNDER_WAY = 0.25
 #: Pairs of MAC addresses that are kept once for all connections between them.
 MOST_PAIRS = 4096
 #: Unprotected connections that are remembered for a reset, at most.
@@ -49,6 +51,7 @@ class Core:
         self._doomed: dict[bytes, None] = {}
         self._macs: dict[bytes, bytes] = {}
         self._speaking = False
+        self._heard_until = 0.0
         self._frame = Frame()
         self._sweep = Sweep()
 
@@ -73,18 +76,26 @@ class Core:
             self.counters["gaps_to_guest"] += 1
             return [Event("gap", {"stream": stream, "reason": item.reason, "lost": item.lost})]
         elif isinstance(item, Event) and stream == EVENTS:
-            return self._hear(item)
+            return self._hear(item, now)
         raise AssertionError(f"the rewriter takes no {type(item).__name__} on {stream}")
 
-    def _hear(self, event: Event) -> list[Output]:
+    def _hear(self, event: Event, now: float) -> list[Output]:
+        """Follow what the comparer and the redirector say.
+
+        Some time after a failover the comparer has not heard the secondary for `compare_timeout`, and
+        gives up its flows: that says nothing about the connections that went on here.
+        """
         key = event.fields.get("key")
         if event.name == "unprotected" and isinstance(key, bytes):
+            if self._speaking and now > self._heard_until:
+                return []
             self._doomed[key] = None
             if len(self._doomed) > MOST_DOOMED:
                 del self._doomed[next(iter(self._doomed))]
             return self._reset_silent([key]) if self._speaking else []
         if event.name == "failover" and event.fields.get("survivor") == "secondary" and not self._speaking:
             self._speaking = True
+            self._heard_until = now + EVENTS_UNDER_WAY
             return self._reset_silent(list(self._doomed))
         return []
 

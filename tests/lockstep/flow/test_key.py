@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packets import CLIENT, CLIENT6, GUEST, GUEST6, echo_reply, ethernet, from_client, ip, segment, udp
 
-from lockstep.flow.key import describe, flow_key, reversed_key
+from lockstep.flow.key import describe, flow_key, quoted_tcp, reversed_key
 from lockstep.wire.frame import Frame, dissect
 
 GUEST_TO_CLIENT = "0a4d0002 0a4d0001"
@@ -139,3 +139,51 @@ def test_a_reversed_key_is_the_key_of_what_the_other_end_sends(v6: bool, tags: t
 )
 def test_a_key_in_words(data: bytes, said: dict[str, object]) -> None:
     assert describe(key(data)) == said
+
+
+def icmp_error(quoted: bytes, *, v6: bool = False, kind: int | None = None, vlan: tuple[int, ...] = ()) -> bytes:
+    """The guest's complaint about a packet that the client sent."""
+    kind = kind if kind is not None else 1 if v6 else 3
+    source, destination = (GUEST6, CLIENT6) if v6 else (GUEST, CLIENT)
+    return ethernet(ip(source, destination, 58 if v6 else 1, bytes([kind, 0]) + bytes(6) + quoted), vlan=vlan)
+
+
+@pytest.mark.parametrize("v6", [False, True])
+@pytest.mark.parametrize("tags", [(), (7,)])
+def test_an_icmp_error_quotes_the_flow_that_it_complains_about(v6: bool, tags: tuple[int, ...]) -> None:
+    quoted = from_client(0xAABBCCDD, v6=v6)[14:]
+    data = icmp_error(quoted, v6=v6, vlan=tags)
+    found = quoted_tcp(dissected(data), data)
+    assert found is not None
+    assert found[0] == key(from_client(1, v6=v6, vlan=tags))
+    assert data[found[1] + 4 : found[1] + 8] == b"\xaa\xbb\xcc\xdd"
+
+
+def test_a_quotation_of_8_bytes_of_tcp_is_enough_and_of_7_is_not() -> None:
+    """RFC 792: the IP header and 64 bits of data."""
+    for length, enough in ((28, True), (27, False)):
+        data = icmp_error(from_client(1)[14:][:length])
+        assert (quoted_tcp(dissected(data), data) is not None) == enough
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("an echo", icmp_error(from_client(1)[14:], kind=8)),
+        ("a datagram", icmp_error(udp(b"question", source=CLIENT, destination=GUEST)[14:])),
+        ("no IP header", icmp_error(b"E" + bytes(18))),
+        ("an IPv6 echo", icmp_error(from_client(1, v6=True)[14:], v6=True, kind=128)),
+        ("TCP itself", segment(1)),
+        ("an IP header of 1 word", icmp_error(b"\x41" + from_client(1)[15:])),
+        ("IPv6 in ICMP", icmp_error(from_client(1, v6=True)[14:])),
+    ],
+)
+def test_what_quotes_no_tcp_segment_quotes_none(name: str, data: bytes) -> None:
+    assert quoted_tcp(dissected(data), data) is None
+
+
+@given(st.sampled_from([False, True]), st.integers(0, 255), st.binary(max_size=80))
+def test_any_quotation_is_read_within_its_frame(v6: bool, kind: int, quoted: bytes) -> None:
+    data = icmp_error(quoted, v6=v6, kind=kind)
+    found = quoted_tcp(dissected(data), data)
+    assert found is None or found[1] + 8 <= len(data)

@@ -105,10 +105,9 @@ def test_what_was_encoded_is_decoded(message: Message) -> None:
     assert values(decode(parts, message.stream, message.guest)) == values(message)
 
 
-@given(messages(), st.dictionaries(st.text(min_size=2, max_size=5), st.integers() | st.text(), max_size=3))
+@given(messages(), st.dictionaries(st.text(min_size=2), st.integers(-(2**63), 2**64 - 1) | st.text(), max_size=3))
 def test_unknown_keys_are_ignored(message: Message, more: dict[str, Any]) -> None:
     header, frames = encode(message)
-    more = {name: value if not isinstance(value, int) else value % 2**32 for name, value in more.items()}
     richer = msgpack.packb({**more, **msgpack.unpackb(header)})
     assert values(decode([richer, frames])) == values(message)
 

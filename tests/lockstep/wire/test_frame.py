@@ -209,7 +209,8 @@ def test_flipped_bytes_raise_nothing_and_leave_the_payload_inside(known: Known, 
 
 
 @given(
-    st.sampled_from(["", "0800", "86dd", "8100", "88a8", "8100000186dd", "0806", "080045", "86dd60"]),
+    st.sampled_from(["", "0800", "86dd", "8100", "88a8", "8100000186dd", "0806", "080045", "86dd60"])
+    | st.just("86dd600000000000" + "0040" + "00" * 32 + "0600c204"),
     st.binary(max_size=120),
 )
 def test_arbitrary_bytes_raise_nothing_and_leave_the_payload_inside(head: str, tail: bytes) -> None:
@@ -423,3 +424,32 @@ def test_a_super_frame_of_64_kib_is_read_whole() -> None:
     data = segment(1, 2, bytes(65535 - 40))
     f = dissected(data)
     assert (f.kind, f.payload, f.payload_end) == (TCP, 54, 14 + 65535)
+
+
+def test_an_ipv4_super_frame_too_long_for_its_length_field_has_a_zero_there() -> None:
+    """Linux's BIG TCP: the packet then ends where the frame does; nothing but TCP is written so."""
+    data = segment(1, 2, bytes(70_000 % 65_536))
+    big = patched(patched(data + bytes(65_536), 16, 0), 17, 0)
+    f = dissected(big)
+    assert (f.kind, f.payload, f.payload_end) == (TCP, 54, len(big))
+    assert kind_of(patched(patched(udp(b"x"), 16, 0), 17, 0)) == "malformed"
+
+
+def jumbogram(length: int, payload: bytes, option: int = 0xC2) -> bytes:
+    """RFC 2675: payload length 0, and a hop-by-hop header with the jumbo option."""
+    header = bytes([6, 0, option, 4]) + struct.pack(">I", length)
+    packet = ip(GUEST6, CLIENT6, 0, b"")
+    return ethernet(packet + header + tcp_segment(b"", payload))
+
+
+def test_a_jumbogram_is_as_long_as_its_option_says() -> None:
+    payload = bytes(70_000)
+    f = dissected(jumbogram(8 + 20 + len(payload), payload) + b"padding")
+    assert (f.kind, f.payload, f.payload_end) == (TCP, 14 + 40 + 8 + 20, 14 + 40 + 8 + 20 + 70_000)
+
+
+@pytest.mark.parametrize(
+    ("length", "option"), [(70_029, 0xC2), (0xFFFFFFFF, 0xC2), (70_028, 0x05), (0, 0xC2), (7, 0xC2), (8, 0xC2)]
+)
+def test_a_jumbogram_that_is_none_is_malformed(length: int, option: int) -> None:
+    assert kind_of(jumbogram(length, bytes(70_000), option)) == "malformed"

@@ -11,7 +11,7 @@ from impacket import ImpactPacket
 from impacket.ImpactDecoder import EthDecoder
 from packets import segment
 
-from lockstep.wire.tcp import find_options, options_signature
+from lockstep.wire.tcp import find_options, has_option, options_signature, stripped
 
 NOP, END = b"\1", b"\0"
 MSS, WINDOW_SCALE, SACK_PERMITTED = b"\2\4\5\xb4", b"\3\3\7", b"\4\2"
@@ -65,6 +65,7 @@ whole_options = st.one_of(
     st.builds(lambda a, b: b"\x08\x0a" + struct.pack(">II", a, b), *[st.integers(0, 2**32 - 1)] * 2),
     st.integers(1, 4).map(sack),
     st.builds(lambda kind, data: bytes([kind, 2 + len(data)]) + data, st.integers(9, 255), st.binary(max_size=6)),
+    st.just(b"\x1e\x0c\x01" + b"k" * 9),
 )
 
 
@@ -90,10 +91,37 @@ def test_any_options_are_read_within_their_bounds(options: bytes, before: bytes,
     assert alone == (timestamps, blocks_at, blocks)
 
 
-@given(st.binary(max_size=60))
-def test_any_options_have_a_signature_or_none(options: bytes) -> None:
-    signature = options_signature(options, 0, len(options))
-    assert signature is None or len(signature) <= len(options)
+@given(st.binary(max_size=60), st.integers(0, 255), st.binary(max_size=8), st.binary(max_size=8))
+def test_any_options_can_be_signed_searched_and_stripped(options: bytes, kind: int, before: bytes, behind: bytes) -> None:
+    """Within their bounds, and stripping makes no option but the one that it takes out."""
+    data = bytearray(before + options + behind)
+    start, end = len(before), len(before) + len(options)
+    assert len(options_signature(data, start, end)) <= len(options)
+    there = has_option(data, start, end, kind)
+    stripped(data, start, end, kind)
+    assert (bytes(data) != before + options + behind) == there
+    assert (bytes(data[:start]), bytes(data[end:])) == (before, behind)
+    assert not has_option(data, start, end, kind)
+
+
+@given(st.lists(whole_options, max_size=10), st.sampled_from([2, 3, 4, 5, 8, 30]))
+def test_an_option_is_stripped_to_nops_wherever_it_lies(parts: list[bytes], kind: int) -> None:
+    data = bytearray(b"".join(parts))
+    assert has_option(data, 0, len(data), kind) == any(part[0] == kind and part != NOP for part in parts)
+    stripped(data, 0, len(data), kind)
+    assert bytes(data) == b"".join(NOP * len(part) if part[0] == kind else part for part in parts)
+
+
+def test_one_of_several_kinds_is_enough() -> None:
+    options = MSS + NOP + TIMESTAMPS
+    assert has_option(options, 0, len(options), 30, 8)
+    assert not has_option(options, 0, len(options), 30, 5)
+    assert not has_option(options, 0, len(options))
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_padding_is_no_option(kind: int) -> None:
+    assert not has_option(NOP + NOP + END, 0, 3, kind)
 
 
 def test_impacket_reads_the_same_timestamps() -> None:
@@ -108,7 +136,7 @@ def test_impacket_reads_the_same_timestamps() -> None:
     assert struct.unpack(">II", data[at + 2 : at + 10]) == (theirs.get_ts(), theirs.get_ts_echo())
 
 
-def signature(options: bytes) -> bytes | None:
+def signature(options: bytes) -> bytes:
     return options_signature(options, 0, len(options))
 
 
@@ -123,7 +151,7 @@ def test_a_signature_is_without_padding_and_clock_values() -> None:
     [
         MSS + NOP + NOP + b"\x08\x0a" + bytes(8) + WINDOW_SCALE,
         NOP + MSS + TIMESTAMPS + WINDOW_SCALE + END,
-        MSS + TIMESTAMPS + WINDOW_SCALE + END + b"\xff\xff\xff",
+        MSS + TIMESTAMPS + WINDOW_SCALE + END + END + END,
     ],
 )
 def test_options_that_differ_in_padding_or_clocks_agree(other: bytes) -> None:
@@ -143,6 +171,21 @@ def test_options_with_another_meaning_disagree(other: bytes) -> None:
     assert signature(other) != signature(MSS + TIMESTAMPS + WINDOW_SCALE)
 
 
-@pytest.mark.parametrize("options", [b"\2", MSS[:-1], b"\2\0\5\xb4", b"\2\1", NOP + b"\x63\x63"])
-def test_malformed_options_have_no_signature(options: bytes) -> None:
-    assert signature(options) is None
+COOKIE, OTHER_COOKIE = b"\x22\x0aCOOKIE#1", b"\x22\x0aCOOKIE#2"
+MULTIPATH, OTHER_MULTIPATH = b"\x1e\x0c\x01" + b"k" * 9, b"\x1e\x0c\x01" + b"K" * 9
+
+
+@pytest.mark.parametrize(("one", "other"), [(COOKIE, OTHER_COOKIE), (MULTIPATH, OTHER_MULTIPATH), (MULTIPATH, b"")])
+def test_what_each_replica_draws_on_its_own_is_not_compared(one: bytes, other: bytes) -> None:
+    """Fast Open cookies (RFC 7413) and all of MPTCP (RFC 8684)."""
+    assert signature(MSS + one + WINDOW_SCALE) == signature(MSS + other + WINDOW_SCALE)
+
+
+def test_that_a_fast_open_cookie_is_there_is_compared() -> None:
+    assert signature(MSS + COOKIE) != signature(MSS)
+
+
+@pytest.mark.parametrize("tail", [b"\2", MSS[:-1], b"\2\0\5\xb4", b"\2\1", b"\x63\x63"])
+def test_what_stands_behind_a_malformed_option_is_compared_as_it_is(tail: bytes) -> None:
+    assert signature(WINDOW_SCALE + tail + b"\x77") == signature(NOP + WINDOW_SCALE + tail + b"\x77")
+    assert signature(WINDOW_SCALE + tail + b"\x77") != signature(WINDOW_SCALE + tail + b"\x78")

@@ -914,6 +914,16 @@ def test_a_syn_flood_evicts_no_established_flow() -> None:
     assert sides.conserved()
 
 
+def test_an_evicted_flow_does_not_come_back_at_its_time_out() -> None:
+    sides = Sides(max_flows=64, max_half_open=16, on_divergence="unprotect", compare_timeout=1)
+    for port in range(100):
+        sides.primary(segment(1, 1, flags=SYN, dport=port + 1))
+    assert len(sides.wait(2)) == 16
+    assert sides.core.status()["held"] == 0
+    assert sides.core.status()["kept_bytes"] == 0
+    assert sides.conserved()
+
+
 def test_idle_flows_give_their_memory_back() -> None:
     sides = Sides(idle_timeout=10)
     sides.handshake()

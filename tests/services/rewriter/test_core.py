@@ -26,6 +26,7 @@ class Node2:
     def __init__(self, **settings: object) -> None:
         self.core = Core(Node.model_validate({"rewriter": settings}))
         self.elsewhere: list[tuple[str, bytes]] = []
+        self.now = 0.0
 
     def guest(self, frame: bytes, vnet: int = 0) -> bytes:
         """What the comparer hears when the guest says this."""
@@ -254,7 +255,7 @@ def test_the_guests_clock_never_steps_back_after_a_failover() -> None:
 
 def unprotected(node: Node2) -> None:
     flow = bytes((0, 4, 6)) + bytes([10, 77, 0, 2, 10, 77, 0, 1]) + struct.pack(">HH", 80, 40000)
-    node.core.push("events", Event("unprotected", {"key": flow}), 0.0)
+    node.core.push("events", Event("unprotected", {"key": flow}), node.now)
 
 
 def test_an_unprotected_connection_is_reset_at_failover_and_not_before() -> None:
@@ -298,6 +299,28 @@ def test_an_unprotected_connection_on_which_both_ends_wait_is_reset_at_failover(
         assert frame[l3 + 12 :][:28] == expected[l3 + 12 :]
     else:
         assert frame[: len(expected)] == expected
+
+
+def test_what_the_comparer_gives_up_after_a_failover_resets_nothing() -> None:
+    """It no longer hears this guest, so every head it still holds is unmatched in the end."""
+    node = Node2()
+    node.accept(1000, 5000)
+    node.client(from_client(101, 5050))
+    node.core.push("events", Event("failover", {"survivor": "secondary"}), 10.0)
+    node.now = 13.0
+    unprotected(node)
+    assert node.guest(segment(1001, 101, b"x")) == segment(5001, 101, b"x")
+    assert node.core.counters["resets"] == 0
+
+
+def test_a_connection_that_was_given_up_just_before_a_failover_is_reset_though_heard_behind_it() -> None:
+    node = Node2()
+    node.accept(1000, 5000)
+    node.client(from_client(101, 5050))
+    node.core.push("events", Event("failover", {"survivor": "secondary"}), 10.0)
+    node.now = 10.1
+    unprotected(node)
+    assert node.core.counters["resets"] == 1
 
 
 def test_a_client_that_speaks_on_an_unprotected_connection_is_answered_with_a_reset() -> None:

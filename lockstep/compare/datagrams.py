@@ -1,0 +1,120 @@
+"""What is no stream (UDP, ICMP, other IP, other ethertypes, frames that can't be read): whole, in order, per flow.
+
+Either file's datagram is looked for among the next `window` that the other has to say, so the two may be
+reordered that far. One that was overtaken by more is not going to be matched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lockstep.compare.finding import DATA, UNMATCHED, Finding
+from lockstep.compare.ledger import COST, PRIMARY
+from services.comparer.said import first_difference
+
+
+@dataclass(slots=True)
+class Datagram:
+    """What one frame says.
+
+    frame: its number in its file. head: what is compared but is no payload (ICMP's type and the like).
+    data: the payload that was captured, the beginning of `size` bytes. parts: of one that came in
+    fragments, the frames its payload came in, as `(offset, frame)`.
+    """
+
+    frame: int
+    head: bytes
+    data: bytes
+    size: int
+    parts: tuple[tuple[int, int], ...] = ()
+    offset: int = 0
+    overtaken: int = 0
+
+    def says(self, other: Datagram) -> bool:
+        """Whether the two say the same, as far as they were captured."""
+        if self.size != other.size or self.head != other.head:
+            return False
+        if len(self.data) == len(other.data):
+            return self.data == other.data
+        size = min(len(self.data), len(other.data))
+        return self.data[:size] == other.data[:size]
+
+    def frame_at(self, index: int) -> int:
+        """The frame that holds the payload's byte at `index`."""
+        return next((frame for start, frame in reversed(self.parts) if start <= index), self.frame)
+
+
+class Datagrams:
+    """One direction of one flow. costs: of what each file alone has said, in bytes; what both have costs nothing."""
+
+    __slots__ = ("_open", "_said", "_window", "costs", "hopeless")
+
+    def __init__(self, window: int) -> None:
+        self._window = window
+        #: What either file has said and the other hasn't, oldest first.
+        self._open: tuple[list[Datagram], list[Datagram]] = ([], [])
+        #: Payload bytes of either file so far.
+        self._said = [0, 0]
+        self.costs = [0, 0, 0]
+        self.hopeless = False
+
+    def take(self, side: int, said: Datagram) -> None:
+        """One file has this datagram next."""
+        said.offset = self._said[side]
+        self._said[side] += said.size
+        own, others = self._open[side], self._open[1 - side]
+        for index, other in enumerate(others):
+            if index > self._window:
+                break
+            if other.says(said):
+                del others[index]
+                self.costs[1 - side] -= len(other.data) + len(other.head) + COST
+                for passed in (others[0] if index else None, own[0] if own else None):
+                    if passed is not None:
+                        passed.overtaken += 1
+                        self.hopeless |= passed.overtaken > self._window
+                return
+        own.append(said)
+        self.costs[side] += len(said.data) + len(said.head) + COST
+        self.hopeless |= min(len(own), len(others)) > self._window
+
+    def relax(self) -> None:
+        """There is nothing to give up."""
+
+    def conclude(self) -> Finding | None:
+        """The first difference, if nothing more comes. None if the files are equal."""
+        ours, theirs = self._open
+        if not ours and not theirs:
+            return None
+        if not ours or not theirs:
+            alone = (ours or theirs)[0]
+            frames = (alone.frame_at(0), 0) if ours else (0, alone.frame_at(0))
+            return Finding(UNMATCHED, alone.offset, *frames)
+        first = ours[0]
+        likeness, other = max(
+            ((_likeness(first, other), other) for other in theirs[: self._window]), key=lambda pair: pair[0]
+        )
+        if not likeness and len(theirs) + len(ours) > 2:
+            return Finding(UNMATCHED, first.offset, first.frame_at(0))
+        at = _common(first.head + first.data, other.head + other.data) - len(first.head)
+        at = max(at, 0)
+        return Finding(DATA, first.offset + at, first.frame_at(at), other.frame_at(at))
+
+    def unmatched(self) -> set[int]:
+        """The primary's frames that are pending."""
+        return {said.frame_at(start) for said in self._open[PRIMARY] for start, _ in said.parts or ((0, 0),)}
+
+
+def _likeness(a: Datagram, b: Datagram) -> int:
+    """How many bytes two datagrams have in common at their beginnings and, if they are as long, at their ends."""
+    mine, theirs = a.head + a.data, b.head + b.data
+    start = _common(mine, theirs)
+    if len(mine) != len(theirs) or start == len(mine):
+        return start
+    return start + 1 + _common(mine[:start:-1], theirs[:start:-1])
+
+
+def _common(a: bytes, b: bytes) -> int:
+    """How many first bytes two have in common."""
+    size = min(len(a), len(b))
+    return first_difference(a[:size], b[:size])

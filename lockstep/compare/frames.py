@@ -1,0 +1,90 @@
+"""From a captured packet to an Ethernet frame that `wire.frame` can dissect.
+
+Other link types get an Ethernet header of their own making. What a capture leaves out is filled in as far
+as the headers tell: a frame cut by the snap length is padded with zeros to what its IP header claims, and
+the length 0 that a card's segmentation offload leaves in an IP header becomes what is there.
+"""
+
+from __future__ import annotations
+
+from lockstep.capture.pcapfile import LINKTYPE_ETHERNET, Packet
+from lockstep.wire import ethernet, frame, ipv4, ipv6
+from lockstep.wire.frame import Frame, dissect
+
+#: Link types (tcpdump.org/linktypes.html). Files hold 12 and 14 where their writer took its DLT_RAW for one.
+_NULL, _LOOP, _SLL, _SLL2 = 0, 108, 113, 276
+_RAW = frozenset({12, 14, 101, 228, 229})
+
+_IPV4, _IPV6 = b"\x08\0", b"\x86\xdd"
+#: Address families of the loopback's header: AF_INET, and AF_INET6 of Linux and the BSDs.
+_FAMILIES = {2: _IPV4, 10: _IPV6, 24: _IPV6, 28: _IPV6, 30: _IPV6}
+_NOBODY = bytes(6)
+#: ARPHRD_ETHER and ARPHRD_LOOPBACK: their cooked header holds an ethertype, whatever its number.
+_ETHERNET_LIKE = frozenset({1, 772})
+_LARGEST = 0xFFFF
+
+
+def as_ethernet(packet: Packet) -> bytes | None:
+    """The packet as an Ethernet frame; None if its link type is a stranger, or its link header isn't all there."""
+    data, linktype = packet.data, packet.linktype
+    if linktype == LINKTYPE_ETHERNET:
+        return data
+    if linktype in _RAW:
+        kind = {4: _IPV4, 6: _IPV6}.get(data[0] >> 4) if data else None
+        return None if kind is None else _NOBODY + _NOBODY + kind + data
+    if linktype == _SLL and len(data) >= 16:
+        return _cooked(data[14:16], data[2:4], data[4:6], data[6:12], data[16:])
+    if linktype == _SLL2 and len(data) >= 20:
+        return _cooked(data[0:2], data[8:10], data[10:12], data[12:18], data[20:])
+    if linktype in (_NULL, _LOOP) and len(data) >= 4:
+        # NULL is in the byte order of the machine that captured; the other half of the word is zero.
+        family = int.from_bytes(data[:4], "little" if data[0] else "big")
+        kind = _FAMILIES.get(family)
+        return None if kind is None else _NOBODY + _NOBODY + kind + data[4:]
+    return None
+
+
+def _cooked(protocol: bytes, hardware: bytes, length: bytes, sender: bytes, rest: bytes) -> bytes | None:
+    kind = int.from_bytes(protocol, "big")
+    if kind < ethernet.SMALLEST_TYPE and int.from_bytes(hardware, "big") not in _ETHERNET_LIKE:
+        return None  # netlink, CAN and others have their own numbers there
+    mac = sender if length.endswith(b"\x06") else _NOBODY
+    return _NOBODY + mac + protocol + rest
+
+
+def dissected(f: Frame, data: bytes, missing: int) -> tuple[int, bytes]:
+    """Fill `f` for a frame of which `missing` bytes were not captured: its kind, and the frame to read by it.
+
+    What lies behind `len(data)` in that frame is padding. MALFORMED if a header isn't all there.
+    """
+    f.ethertype = 0
+    kind = dissect(f, data, 0, len(data))
+    if kind != frame.MALFORMED:
+        return kind, data
+    mended = _mended(f, data, max(missing, 0))
+    if mended is None:
+        return kind, data
+    kind = dissect(f, mended, 0, len(mended))
+    if kind != frame.MALFORMED and f.payload > len(data):
+        f.kind = kind = frame.MALFORMED
+    return kind, mended
+
+
+def _mended(f: Frame, data: bytes, missing: int) -> bytes | None:
+    """The frame with an IP header that is true of it; None if that isn't what is wrong."""
+    at = f.l3
+    room = len(data) - at
+    if f.ethertype == ethernet.IPV4 and room >= ipv4.HEADER:
+        field, before = at + ipv4.TOTAL_LENGTH, 0
+    elif f.ethertype == ethernet.IPV6 and room >= ipv6.HEADER:
+        field, before = at + ipv6.PAYLOAD_LENGTH, ipv6.HEADER
+    else:
+        return None
+    claimed = int.from_bytes(data[field : field + 2], "big")
+    if claimed:
+        lacking = before + claimed - room
+        return data + bytes(lacking) if lacking > 0 else None
+    claimed = room + missing - before
+    if claimed > _LARGEST:
+        return None
+    return data[:field] + claimed.to_bytes(2, "big") + data[field + 2 :] + bytes(missing)

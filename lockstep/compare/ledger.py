@@ -1,0 +1,276 @@
+"""What two files say in one direction of one TCP connection: which bytes, at which numbers, in which frames.
+
+A *piece* is bytes at consecutive sequence numbers and the frame of each file in which they stood. It is
+*pending* while one file alone has said it, and *settled* once both have; settled pieces are kept for a
+while, since a retransmission says them again. How either file cuts, doubles or reorders its segments
+makes no difference: at the end, what is pending is what the files differ in.
+
+One file can say two things at one place: a retransmission with other bytes, a keep-alive's garbage byte, a
+connection that uses the numbers of an earlier one. So pieces lie in *layers*: within a layer none overlap,
+and what contradicts a layer goes to the next. The files are equal where they say the same *set* of bytes.
+
+Numbers are plain integers below 2**32 and never wrap in here: a piece that crosses the wrap is two.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+
+#: The two files, as indices; and in a list of costs, what both have said and is kept.
+PRIMARY, SECONDARY, KEPT = 0, 1, 2
+
+SPAN = 1 << 32
+#: Bytes and pieces that are kept settled, at least; twice as many at most.
+HISTORY = 512 << 10
+MOST_SETTLED = 512
+#: Pending pieces that contradict another: beyond this nothing is to be hoped for.
+MOST_CONTRADICTIONS = 1024
+MOST_LAYERS = 16
+#: What a piece costs besides its bytes.
+COST = 256
+
+
+class Piece:
+    """Bytes at `start` to `end`; None for bytes that were not captured, which agree with any.
+
+    frames: number of the frame in the primary's and the secondary's file; 0 where it hasn't said them.
+    """
+
+    __slots__ = ("data", "end", "frames", "start")
+
+    def __init__(self, start: int, end: int, data: bytes | None, frames: list[int]) -> None:
+        self.start = start
+        self.end = end
+        self.data = data
+        self.frames = frames
+
+    def part(self, start: int, end: int) -> bytes | None:
+        """Its bytes from one number to another."""
+        return None if self.data is None else self.data[start - self.start : end - self.start]
+
+
+class _Layer:
+    __slots__ = ("pieces", "starts")
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self.pieces: list[Piece] = []
+
+    def first(self, number: int) -> int:
+        """Index of the first piece that ends behind a number."""
+        index = bisect_right(self.starts, number) - 1
+        return index if index >= 0 and self.pieces[index].end > number else index + 1
+
+    def put(self, piece: Piece) -> None:
+        index = bisect_left(self.starts, piece.start)
+        self.starts.insert(index, piece.start)
+        self.pieces.insert(index, piece)
+
+
+class Ledger:
+    """See the module. costs: of each file's pending pieces, and of settled ones, in bytes; a list shared with others."""
+
+    __slots__ = ("_layers", "_settled", "_settled_bytes", "contradictions", "costs")
+
+    def __init__(self, costs: list[int]) -> None:
+        self._layers = [_Layer()]
+        self._settled: list[Piece] = []
+        self._settled_bytes = 0
+        self.costs = costs
+        #: Pieces that went above the first layer and that have not been settled.
+        self.contradictions = 0
+
+    @property
+    def hopeless(self) -> bool:
+        """The files contradict each other in too many places to go on."""
+        return self.contradictions > MOST_CONTRADICTIONS or len(self._layers) > MOST_LAYERS
+
+    def say(self, side: int, start: int, data: bytes | None, size: int, frame: int) -> None:
+        """One file says `size` bytes from number `start` on; `data` is None where they are unknown."""
+        end = start + size
+        if end > SPAN:
+            whole = SPAN - start
+            self.say(side, start, data and data[:whole], whole, frame)
+            self.say(side, 0, data and data[whole:], size - whole, frame)
+            return
+        layer = self._layers[0]
+        index = bisect_right(layer.starts, start)
+        if index:
+            piece = layer.pieces[index - 1]
+            if piece.start == start and piece.end == end and piece.data == data:
+                if not piece.frames[side]:
+                    piece.frames[side] = frame
+                    self.costs[1 - side] -= size + COST
+                    self._remember(piece)
+                    if self._is_full():
+                        self.forget(HISTORY, MOST_SETTLED)
+                return
+            behind = piece.end <= start
+        else:
+            behind = True
+        if behind and index == len(layer.starts):
+            layer.starts.append(start)
+            layer.pieces.append(Piece(start, end, data, [frame, 0] if side == PRIMARY else [0, frame]))
+            self.costs[side] += size + COST
+            return
+        self._meet(side, Piece(start, end, data, [frame, 0] if side == PRIMARY else [0, frame]))
+
+    def _meet(self, side: int, said: Piece) -> None:
+        """The general case: what agrees with any layer is settled or known; the rest is new."""
+        todo = [(said.start, said.end)]
+        for layer in self._layers:
+            left: list[tuple[int, int]] = []
+            for start, end in todo:
+                self._meet_in(layer, side, said, start, end, left)
+            todo = left
+            if not todo:
+                return
+        for start, end in todo:
+            self._place(side, said, start, end)
+
+    def _meet_in(
+        self, layer: _Layer, side: int, said: Piece, start: int, end: int, left: list[tuple[int, int]]
+    ) -> None:
+        """Meet one layer with part of what was said; what finds nothing equal there is added to `left`."""
+        index = layer.first(start)
+        while index < len(layer.pieces) and layer.pieces[index].start < end:
+            piece = layer.pieces[index]
+            low, high = max(start, piece.start), min(end, piece.end)
+            if start < low:
+                left.append((start, low))
+            runs = _equal_runs(said, piece, low, high)
+            at = low
+            for begin, stop in runs:
+                if at < begin:
+                    left.append((at, begin))
+                at = stop
+            if at < high:
+                left.append((at, high))
+            if runs and not piece.frames[side]:
+                index += self._settle(layer, index, side, said, runs)
+            else:
+                index += 1
+            start = high
+        if start < end:
+            left.append((start, end))
+
+    def _settle(self, layer: _Layer, index: int, side: int, said: Piece, runs: list[tuple[int, int]]) -> int:
+        """Settle parts of the other file's pending piece at `index`; how many pieces stand in its place."""
+        piece = layer.pieces[index]
+        self.costs[1 - side] -= piece.end - piece.start + COST
+        self.contradictions -= layer is not self._layers[0]
+        frames = list(piece.frames)
+        frames[side] = said.frames[side]
+        parts = []
+        at = piece.start
+        for start, end in runs:
+            if at < start:
+                parts.append(self._pending(layer, 1 - side, piece, at, start))
+            data = piece.part(start, end)
+            settled = Piece(start, end, said.part(start, end) if data is None else data, frames)
+            parts.append(settled)
+            self._remember(settled)
+            at = end
+        if at < piece.end:
+            parts.append(self._pending(layer, 1 - side, piece, at, piece.end))
+        layer.pieces[index : index + 1] = parts
+        layer.starts[index : index + 1] = [part.start for part in parts]
+        if self._is_full():
+            before = bisect_left(layer.starts, parts[-1].end)
+            self.forget(HISTORY, MOST_SETTLED)
+            return len(parts) + bisect_left(layer.starts, parts[-1].end) - before
+        return len(parts)
+
+    def _pending(self, layer: _Layer, side: int, of: Piece, start: int, end: int) -> Piece:
+        self.costs[side] += end - start + COST
+        self.contradictions += layer is not self._layers[0]
+        return Piece(start, end, of.part(start, end), list(of.frames))
+
+    def _place(self, side: int, said: Piece, start: int, end: int) -> None:
+        """Put what is new where a layer has room for it."""
+        todo = [(start, end)]
+        for layer in self._layers:
+            todo = [rest for low, high in todo for rest in self._place_in(layer, side, said, low, high)]
+            if not todo:
+                return
+        layer = _Layer()
+        self._layers.append(layer)
+        for low, high in todo:
+            layer.put(self._pending(layer, side, said, low, high))
+
+    def _place_in(self, layer: _Layer, side: int, said: Piece, start: int, end: int) -> list[tuple[int, int]]:
+        """Fill the gaps of a layer; what of `start` to `end` is taken there."""
+        taken = []
+        index = layer.first(start)
+        gaps = []
+        while index < len(layer.pieces) and layer.pieces[index].start < end:
+            piece = layer.pieces[index]
+            if start < piece.start:
+                gaps.append((start, piece.start))
+            taken.append((max(start, piece.start), min(end, piece.end)))
+            start = taken[-1][1]
+            index += 1
+        if start < end:
+            gaps.append((start, end))
+        for low, high in gaps:
+            layer.put(self._pending(layer, side, said, low, high))
+        return taken
+
+    # --- what is settled
+
+    def _remember(self, piece: Piece) -> None:
+        self._settled.append(piece)
+        self._settled_bytes += piece.end - piece.start
+        self.costs[KEPT] += piece.end - piece.start + COST
+
+    def _is_full(self) -> bool:
+        return self._settled_bytes > 2 * HISTORY or len(self._settled) > 2 * MOST_SETTLED
+
+    def forget(self, size: int, most: int) -> None:
+        """Give up the oldest settled pieces, but for `most` pieces of `size` bytes."""
+        settled = self._settled
+        keep = len(settled)
+        kept = 0
+        while keep and len(settled) - keep < most and kept + settled[keep - 1].end - settled[keep - 1].start <= size:
+            keep -= 1
+            kept += settled[keep].end - settled[keep].start
+        gone = set(map(id, settled[:keep]))
+        del settled[:keep]
+        self.costs[KEPT] -= self._settled_bytes - kept + COST * keep
+        self._settled_bytes = kept
+        for layer in self._layers:
+            layer.pieces[:] = [piece for piece in layer.pieces if id(piece) not in gone]
+            layer.starts[:] = [piece.start for piece in layer.pieces]
+        while len(self._layers) > 1 and not self._layers[-1].pieces:
+            self._layers.pop()
+
+    # --- what is not
+
+    def leftover(self) -> list[Piece]:
+        """Every pending piece."""
+        return [piece for layer in self._layers for piece in layer.pieces if not (piece.frames[0] and piece.frames[1])]
+
+    def said_by(self, side: int, number: int) -> int:
+        """A frame of one file that says a byte at a number; 0 if none is known."""
+        for layer in reversed(self._layers):
+            index = layer.first(number)
+            if index < len(layer.pieces) and layer.pieces[index].start <= number and layer.pieces[index].frames[side]:
+                return layer.pieces[index].frames[side]
+        return 0
+
+
+def _equal_runs(said: Piece, piece: Piece, start: int, end: int) -> list[tuple[int, int]]:
+    """Where, from `start` to `end`, two pieces say the same."""
+    mine, theirs = said.part(start, end), piece.part(start, end)
+    if mine is None or theirs is None or mine == theirs:
+        return [(start, end)]
+    runs = []
+    at = start
+    for index, (a, b) in enumerate(zip(mine, theirs, strict=True), start):
+        if a != b:
+            if at < index:
+                runs.append((at, index))
+            at = index + 1
+    if at < end:
+        runs.append((at, end))
+    return runs

@@ -1,0 +1,156 @@
+"""Where a connection's numbers begin in each file, and how far the two files' numbers are apart.
+
+The rewriter learns that distance from a SYN. A capture may begin in the middle of a connection, lack the
+SYN, or have it behind the data, and one pair of ports may see many connections. So each side of a flow has
+its *origins*: a SYN opens one, and so does a segment far from everything before. The secondary's segments
+wait until its origin has a *mate* on the primary's side:
+  - at once where a distance that is known already (or none) makes the two fit,
+  - with both SYNs, once either side goes on behind its own,
+  - without, once either side has said `ENOUGH`, or nothing more can come: the distance under which most
+    edges of the secondary's segments fall on edges of the primary's. Cutting leaves edges in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lockstep.compare.segment import Segment
+from lockstep.wire.seqnum import MASK, add, diff
+
+#: A segment farther than this from what its side has said belongs to another connection.
+JUMP = 1 << 26
+#: Segments from which a distance is judged, where there are no SYNs.
+ENOUGH = 8
+#: Edges, and acks, that are remembered of the beginning.
+MOST_EDGES = 24
+
+
+class Origin:
+    """One connection, as one file numbers it.
+
+    isn: its SYN's number, None without one. first: its first segment. mate: the origin on the other
+    side. shift: what leads to the primary's numbers; None where that isn't known yet.
+    """
+
+    __slots__ = (
+        "ack_end", "ack_first", "ack_frame", "acks", "count", "edges", "first", "isn",
+        "mate", "shift", "top", "top_place", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, segment: Segment, shift: int | None) -> None:
+        self.first = segment
+        self.isn = segment.seq if segment.syn else None
+        self.mate: Origin | None = None
+        self.shift = shift
+        self.count = 0
+        #: Numbers at which segments begin and end, until this origin has a mate.
+        self.edges: dict[int, None] = {}
+        #: The secondary's segments that wait for `shift`.
+        self.waiting: list[Segment] = []
+        # Places are numbers that do not wrap. The byte behind the SYN, or the first number seen, stands at 0.
+        self.top = add(segment.seq, 1) if segment.syn else segment.seq
+        self.top_place = 0
+        #: The first acks, and how far behind the first one the highest stands, in which frame.
+        self.acks: dict[int, None] = {}
+        self.ack_first = self.ack_end = self.ack_frame = 0
+
+    def place(self, number: int) -> int:
+        """Where a number of this side's stands in its stream."""
+        return self.top_place + diff(number, self.top)
+
+    def fits(self, segment: Segment) -> bool:
+        """Whether a segment can belong to this connection: it is no other's SYN, and not far away."""
+        if segment.syn:
+            return segment.seq == self.isn
+        near = diff(segment.seq, self.top)
+        if not -JUMP < near < JUMP:
+            return False
+        # Before the SYN stands at most a keep-alive's byte.
+        return self.isn is None or self.top_place + near >= -1
+
+    def adopt(self, segment: Segment) -> bool:
+        """Take a SYN that came behind its connection's first segments."""
+        if self.isn is not None or self.mate is not None or self.count > MOST_EDGES:
+            return False
+        begin = add(segment.seq, 1)
+        if not 0 <= diff(_lowest(self.edges), begin) < JUMP:
+            return False
+        self.isn = segment.seq
+        self.top_place = diff(self.top, begin)
+        self.first = segment
+        return True
+
+    def note(self, segment: Segment) -> None:
+        """Follow a segment of this connection."""
+        self.count += 1
+        seq = segment.seq
+        begin = add(seq, 1) if segment.syn else seq
+        end = add(begin, segment.size)
+        place = self.top_place + diff(end, self.top)
+        if place > self.top_place:
+            self.top, self.top_place = end, place
+        if self.mate is None and len(self.edges) < MOST_EDGES:
+            self.edges[seq] = self.edges[begin] = self.edges[end] = None
+        if segment.acks:
+            self._acked(segment)
+
+    def _acked(self, segment: Segment) -> None:
+        ack = segment.ack
+        if not self.acks:
+            self.ack_first, self.ack_frame = ack, segment.frame
+        elif diff(ack, self.ack_first) > self.ack_end:
+            self.ack_end, self.ack_frame = diff(ack, self.ack_first), segment.frame
+        if len(self.acks) < MOST_EDGES:
+            self.acks[ack] = None
+
+
+def ready(primary: Origin, secondary: Origin) -> bool:
+    """Whether enough was seen of both to judge their distance."""
+    if primary.isn is not None and secondary.isn is not None:
+        return primary.count > 1 and secondary.count > 1
+    return primary.count >= ENOUGH and secondary.count >= ENOUGH
+
+
+def agree(primary: Origin, secondary: Origin, shift: int) -> bool:
+    """Whether a distance makes two origins one beyond doubt."""
+    if primary.isn is not None and secondary.isn is not None:
+        return primary.isn == add(secondary.isn, shift)
+    begin = add(secondary.first.seq, shift)
+    if shift:
+        return begin in primary.edges
+    # Small numbers coincide easily; the bytes behind them do not.
+    a, b = primary.first, secondary.first
+    size = min(len(a.data or b""), len(b.data or b""))
+    return a.seq == b.seq and size > 0 and (a.data or b"")[:size] == (b.data or b"")[:size]
+
+
+def distance(primary: Origin, secondary: Origin) -> tuple[int, int]:
+    """How many edges fall together under the best distance, and that distance."""
+    candidates = []
+    if primary.isn is not None and secondary.isn is not None:
+        candidates.append(add(primary.isn, -secondary.isn))
+    candidates.append(_lowest(primary.edges) - _lowest(secondary.edges) & MASK)
+    return best_shift(primary.edges, secondary.edges, candidates)
+
+
+def best_shift(primary: Iterable[int], secondary: Iterable[int], candidates: Iterable[int] = ()) -> tuple[int, int]:
+    """The distance from the secondary's numbers to the primary's under which most fall together, and how many do.
+
+    Where several do, `candidates` come first, then none, then what joins the earliest numbers.
+    """
+    ours, theirs = dict.fromkeys(primary), list(secondary)
+    tried = dict.fromkeys([*candidates, 0, *(a - b & MASK for a in ours for b in theirs)])
+    best = (-1, 0)
+    for shift in tried:
+        score = sum(add(b, shift) in ours for b in theirs)
+        if score > best[0]:
+            best = (score, shift)
+            if score == len(theirs):
+                break
+    return best
+
+
+def _lowest(numbers: Iterable[int]) -> int:
+    """The lowest of numbers that lie near each other, whatever wraps."""
+    first, *others = numbers
+    return add(first, min([0, *(diff(other, first) for other in others)]))

@@ -1,0 +1,216 @@
+"""One direction of the TCP connections between two ports, as both files have it.
+
+What counts is what the comparer counts: the bytes and where they stand; SYN by its flags and options, FIN
+and RST by their place; and that neither file acks what the other doesn't. Its order does not count, so the
+two files are equal once everything said by one was said by the other. All numbers of the secondary are
+moved into the primary's (`origin`), and then never unwrapped: where two captures disagree on the order of
+a connection's pieces, they agree on its numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lockstep.compare.finding import DATA, FIN, SYN, UNMATCHED, Finding
+from lockstep.compare.ledger import COST, PRIMARY, SECONDARY, Ledger, Piece
+from lockstep.compare.marks import Mark, Marks
+from lockstep.compare.origin import Origin, agree, best_shift, distance, ready
+from lockstep.compare.segment import Segment
+from lockstep.wire import tcp
+from lockstep.wire.seqnum import MASK, add, diff
+
+#: Connections that are remembered of one pair of ports and one file.
+MOST_ORIGINS = 32
+
+
+class Stream:
+    """See the module. costs: of what each file alone has said, and of what both have, in bytes."""
+
+    __slots__ = ("_ledger", "_marks", "_origins", "_shifts", "costs")
+
+    def __init__(self) -> None:
+        self._origins: tuple[list[Origin], list[Origin]] = ([], [])
+        #: Distances that were found, the latest last.
+        self._shifts: list[int] = []
+        self.costs = [0, 0, 0]
+        self._ledger = Ledger(self.costs)
+        self._marks = Marks(self.costs)
+
+    # --- what comes in
+
+    def take(self, side: int, segment: Segment) -> None:
+        """One file has this segment next."""
+        origins = self._origins[side]
+        origin = origins[-1] if origins else None
+        if origin is None or not origin.fits(segment):
+            origin = self._origin(side, segment)
+        origin.note(segment)
+        if origin.shift is None:
+            origin.waiting.append(segment)
+            self.costs[SECONDARY] += COST + segment.size
+            self._join()
+            return
+        self._say(side, origin.shift, segment)
+        if origin.mate is None and side == PRIMARY:
+            self._join()
+
+    def _origin(self, side: int, segment: Segment) -> Origin:
+        """The connection of a segment that isn't the latest one's; a new one if it is nobody's."""
+        origins = self._origins[side]
+        for origin in reversed(origins):
+            if origin.fits(segment):
+                return origin
+        for origin in reversed(origins):
+            if segment.syn and origin.adopt(segment):
+                return origin
+        if len(origins) == MOST_ORIGINS:
+            self._join(force=True)
+            del origins[0]
+        origins.append(Origin(segment, 0 if side == PRIMARY else None))
+        return origins[-1]
+
+    def _join(self, *, force: bool = False) -> None:
+        """Find mates for the secondary's origins; `force`: now or never."""
+        for origin in self._origins[SECONDARY]:
+            if origin.shift is not None:
+                continue
+            found = self._mate(origin, force)
+            if found is None:
+                continue
+            mate, shift = found
+            origin.shift = shift
+            if mate is not None:
+                mate.mate, origin.mate = origin, mate
+                mate.edges, origin.edges = {}, {}
+                if shift not in self._shifts:
+                    self._shifts = [*self._shifts[1 - MOST_ORIGINS :], shift]
+            waiting, origin.waiting = origin.waiting, []
+            for segment in waiting:
+                self.costs[SECONDARY] -= COST + segment.size
+                self._say(SECONDARY, shift, segment)
+
+    def _mate(self, origin: Origin, force: bool) -> tuple[Origin | None, int] | None:
+        free = [other for other in self._origins[PRIMARY] if other.mate is None]
+        for shift in dict.fromkeys([*reversed(self._shifts), 0]):
+            for other in free:
+                if agree(other, origin, shift):
+                    return other, shift
+        best: tuple[int, Origin, int] | None = None
+        for other in free:
+            if force or ready(other, origin):
+                score, shift = distance(other, origin)
+                if best is None or score > best[0]:
+                    best = (score, other, shift)
+        if best is not None:
+            return best[1], best[2]
+        return (None, self._shifts[-1] if self._shifts else 0) if force else None
+
+    def _say(self, side: int, shift: int, segment: Segment) -> None:
+        number = (segment.seq + shift) & MASK
+        flags = segment.flags
+        if flags & tcp.SYN:
+            self._marks.say(side, (tcp.SYN, number, segment.options), segment.frame)
+            number = add(number, 1)
+        size = segment.size
+        if size:
+            data = segment.data
+            if segment.parts:
+                self._say_parts(side, number, segment)
+            elif data:
+                self._ledger.say(side, number, data, len(data), segment.frame)
+            if len(data) < size:
+                self._ledger.say(side, add(number, len(data)), None, size - len(data), segment.frame)
+        if flags & tcp.FIN:
+            self._marks.say(side, (tcp.FIN, add(number, size), b""), segment.frame)
+        if flags & tcp.RST:
+            self._marks.say(side, (tcp.RST, number, b""), segment.frame)
+        elif not flags & (tcp.SYN | tcp.FIN | tcp.ACK) and not size:
+            self._marks.say(side, (0, number, b""), segment.frame)
+
+    def _say_parts(self, side: int, number: int, segment: Segment) -> None:
+        starts = [*(start for start, _ in segment.parts), len(segment.data)]
+        for (start, frame), end in zip(segment.parts, starts[1:], strict=True):
+            if start < end:
+                self._ledger.say(side, add(number, start), segment.data[start:end], end - start, frame)
+
+    @property
+    def hopeless(self) -> bool:
+        """The two files differ in so much that the rest need not be looked at."""
+        return self._ledger.hopeless
+
+    def relax(self) -> None:
+        """Give up what is settled."""
+        self._ledger.forget(0, 0)
+
+    # --- what it comes to
+
+    def conclude(self) -> Finding | None:
+        """The first difference, if nothing more comes. None if the files are equal."""
+        self._join(force=True)
+        found = [*self._differences()]
+        if not found:
+            found = [*self._acks()]
+        return min(found, key=lambda finding: (finding.offset, finding.reason == UNMATCHED), default=None)
+
+    def unmatched(self) -> set[int]:
+        """The primary's frames of which something is pending."""
+        frames = {piece.frames[PRIMARY] for piece in self._ledger.leftover()}
+        frames |= {frames[PRIMARY] for _, frames in self._marks.leftover()}
+        frames |= {finding.primary_frame for finding in self._acks()}
+        return frames - {0}
+
+    def _differences(self) -> Iterator[Finding]:
+        for piece in self._ledger.leftover():
+            yield self._difference(piece)
+        yield from self._odd_marks()
+
+    def _odd_marks(self) -> Iterator[Finding]:
+        """Marks of one file alone. Both files' first SYN of one number, and first FIN, are a pair."""
+        pairs: dict[Mark, list[int]] = {}
+        for (flag, number, _), frames in self._marks.leftover():
+            begin = add(number, 1) if flag == tcp.SYN else number
+            pair = (flag, number, b"") if flag == tcp.SYN else (flag, 0, b"")
+            seen = pairs.setdefault(pair, frames)
+            reason = UNMATCHED
+            if flag in (tcp.SYN, tcp.FIN) and bool(seen[PRIMARY]) != bool(frames[PRIMARY]):
+                reason = SYN if flag == tcp.SYN else FIN
+                frames = [a or b for a, b in zip(frames, seen, strict=True)]
+            yield Finding(reason, self._offset(begin), *frames)
+
+    def _difference(self, piece: Piece) -> Finding:
+        frames = list(piece.frames)
+        other = SECONDARY if frames[PRIMARY] else PRIMARY
+        frames[other] = self._ledger.said_by(other, piece.start)
+        return Finding(DATA if frames[other] else UNMATCHED, self._offset(piece.start), *frames)
+
+    def _acks(self) -> Iterator[Finding]:
+        """Where one file has acked farther than the other."""
+        for origin in self._origins[PRIMARY]:
+            mate = origin.mate
+            if mate is None:
+                if origin.acks and not self._origins[SECONDARY]:
+                    yield Finding(UNMATCHED, origin.place(origin.first.seq), origin.ack_frame)
+                continue
+            if not mate.acks:
+                if origin.acks:
+                    yield Finding(UNMATCHED, origin.place(origin.first.seq), origin.ack_frame)
+                continue
+            if not origin.acks:
+                yield Finding(UNMATCHED, origin.place(origin.first.seq), 0, mate.ack_frame)
+                continue
+            _, shift = best_shift(origin.acks, mate.acks)
+            ahead = diff(origin.ack_first + origin.ack_end, mate.ack_first + mate.ack_end + shift)
+            if ahead:
+                frames = (origin.ack_frame, 0) if ahead > 0 else (0, mate.ack_frame)
+                yield Finding(UNMATCHED, origin.place(origin.top), *frames)
+        for origin in self._origins[SECONDARY]:
+            if origin.acks and not self._origins[PRIMARY]:
+                yield Finding(UNMATCHED, origin.place(origin.first.seq), 0, origin.ack_frame)
+
+    def _offset(self, number: int) -> int:
+        """Where a number of the primary's stands in its stream."""
+        origins = [(origin, number) for origin in self._origins[PRIMARY]]
+        origins = origins or [(origin, add(number, -(origin.shift or 0))) for origin in self._origins[SECONDARY]]
+        places = [origin.place(at) for origin, at in origins]
+        behind = [place for place in places if place >= 0]
+        return min(behind) if behind else max(places, default=0)

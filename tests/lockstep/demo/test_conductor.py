@@ -1,0 +1,60 @@
+"""Choosing the theatre, what is printed, and the exit code."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lockstep import exits
+from lockstep.demo import DemoOptions, conductor, run_demo
+from lockstep.demo.namespaces import Obstacle
+
+SIZE = 200_000
+
+
+@pytest.fixture
+def no_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise Obstacle("/dev/net/tun may not be opened by this user: run as root", exits.NOPERM)
+
+    monkeypatch.setattr(conductor, "prepare", refuse)
+
+
+@pytest.mark.usefixtures("no_namespaces")
+def test_without_namespaces_it_runs_in_memory_and_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_demo(DemoOptions(scenario="diverge", size=SIZE)) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("In memory, with guests in this process instead of real kernels: /dev/net/tun may not")
+    assert out.splitlines()[-1].endswith("in memory, without a kernel between")
+
+
+@pytest.mark.usefixtures("no_namespaces")
+def test_who_insists_on_namespaces_is_told_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_demo(DemoOptions(scenario="diverge", capture="tap")) == exits.NOPERM
+    assert capsys.readouterr().err == "lockstep demo: /dev/net/tun may not be opened by this user: run as root\n"
+
+
+def test_json_is_one_object_on_stdout_and_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_demo(DemoOptions(scenario="diverge", capture="memory", size=SIZE, json=True)) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert (result["scenario"], result["mode"], result["ok"]) == ("diverge", "memory", True)
+    assert result["found_offset"] == result["planted_offset"]
+    assert "ok: diverge" in err
+
+
+def test_all_scenarios_stand_side_by_side_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_demo(DemoOptions(capture="memory", size=SIZE, network="ipv4", json=True)) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert list(result["scenarios"]) == ["serve", "diverge", "failover"]
+    assert result["ok"] is True
+    assert result["seconds"] > 0
+
+
+def test_a_bad_verdict_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from lockstep.demo import scenarios
+
+    monkeypatch.setitem(scenarios._RULES, "diverge", lambda run: False)
+    assert run_demo(DemoOptions(scenario="diverge", capture="memory", size=SIZE)) == 1
+    assert "BAD: diverge" in capsys.readouterr().out

@@ -1,0 +1,78 @@
+"""The scenarios on real kernels, with small transfers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lockstep.demo import DemoOptions, run_demo
+from lockstep.demo.stage import environment
+
+pytestmark = pytest.mark.root
+
+SIZE = 24 << 20
+
+
+def demo(capsys: pytest.CaptureFixture[str], **options: Any) -> tuple[int, dict[str, Any]]:
+    code = run_demo(DemoOptions(json=True, capture="tap", **options))
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return code, result
+
+
+@pytest.mark.parametrize("opened_by", ["client", "guest"])
+def test_serve(opened_by: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    code, result = demo(capsys, scenario="serve", size=SIZE, opened_by=opened_by)
+    assert (code, result["mode"], result["sha256_ok"], result["divergences"]) == (0, "namespaces", True, 0)
+    assert result["released"] > 100
+    assert [run["network"] for run in result["runs"] if run["ok"]] + list(result.get("skipped", {})) == [
+        "ipv4", "ipv6", "vlan",
+    ]  # fmt: skip
+
+
+def test_diverge(capsys: pytest.CaptureFixture[str]) -> None:
+    code, result = demo(capsys, scenario="diverge", network="all")
+    assert (code, result["wrong_bytes_delivered"]) == (0, 0)
+    assert all(run["found_offset"] == run["planted_offset"] and run["divergences"] == 1 for run in result["runs"])
+
+
+@pytest.mark.parametrize("network", ["ipv4", "ipv6"])
+def test_failover(network: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    code, result = demo(capsys, scenario="failover", network=network, size=96 << 20)
+    assert (code, result["sha256_ok"], result["reconnects"], result["wrong_bytes_delivered"]) == (0, True, 0, 0)
+    assert result["longest_pause_ms"] < 1000
+    assert len(result["runs"]) == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("delay", [0.3, 1.5])
+def test_a_signal_ends_it_at_once_and_leaves_nothing(number: signal.Signals, delay: float) -> None:
+    code = "import sys; from lockstep.demo import *; sys.exit(run_demo(DemoOptions(scenario='serve')))"
+    mark = f"TEST_OF_THE_DEMO={os.getpid()}-{number}-{delay}"
+    env = environment() | dict([mark.split("=")])
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, env=env)
+    time.sleep(delay)
+    before = time.monotonic()
+    process.send_signal(number)
+    assert process.wait(10) in (128 + number, -number)  # -number: it had not even begun
+    assert time.monotonic() - before < 4
+    assert _processes_with(mark) == []
+
+
+def _processes_with(mark: str) -> list[str]:
+    """Command lines of all processes that have this in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append((folder / "cmdline").read_text())
+        except OSError:
+            continue
+    return found

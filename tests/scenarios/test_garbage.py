@@ -1,0 +1,114 @@
+"""Garbage on every socket of the proxy, in the middle of a transfer: counted, and of no consequence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from scenarios.traffic import (
+    HERE,
+    LONG,
+    MIB,
+    Transfer,
+    answerers,
+    ask,
+    assert_protected,
+    connect,
+    counters,
+    said,
+    settled,
+    show,
+)
+
+from lockstep.demo.stage import NODES, Stage, wait_for
+from lockstep.wiring import SERVICES
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+
+SIZE = 96 * MIB
+
+#: stream → the service that takes it.
+CONSUMERS = {stream: service for service, wiring in SERVICES.items() for stream in wiring.takes}
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    with Stage(comparer={"compare_timeout": 1.0}, keep_logs=tmp_path) as stage:
+        yield stage
+        assert {name: service.alive() for name, service in stage.services.items()} == dict.fromkeys(NODES, True)
+
+
+@contextmanager
+def garbage(stage: Stage, *kinds: str) -> Iterator[dict[str, int]]:
+    """Garbage of these kinds, for as long as this is open; then how many messages of it went where."""
+    sent: dict[str, int] = {}
+    sources = [
+        stage.popen(
+            None, [sys.executable, HERE / "garbage.py", kind, stage.run_dir, 1],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )
+        for kind in kinds
+    ]  # fmt: skip
+    yield sent
+    for source in sources:
+        source.stdin.close()
+    for source in sources:
+        sent |= said(source)
+        assert source.wait() == 0
+
+
+def through_garbage(stage: Stage, direction: str, *kinds: str) -> dict[str, int]:
+    """A transfer, from an eighth on with garbage: whole, and by the processes that were there before."""
+    pids = {name: service.pid for name, service in stage.services.items()}
+    with Transfer(stage, direction, SIZE) as transfer:
+        transfer.until(SIZE // 8)
+        with garbage(stage, *kinds) as sent:
+            result = transfer.finish()
+    assert {name: stage.status(name, timeout=LONG)["pid"] for name in NODES} == pids
+    show(direction=direction, MB_per_s=round(SIZE / result["seconds"] / 1e6), **sent)
+    return sent
+
+
+def rejected(stage: Stage, stream: str) -> int:
+    """How many messages of a stream its consumer refused."""
+    links = stage.status(CONSUMERS[stream], timeout=LONG)["links"][stream]
+    return sum(count for name, count in links.items() if name.startswith("rejected_"))
+
+
+@pytest.mark.parametrize("direction", ["download", "upload"])
+def test_messages_and_requests_that_do_not_fit(stage: Stage, direction: str) -> None:
+    """Each of them is counted, and none of them is felt: everything stays compared and equal."""
+    sent = through_garbage(stage, direction, "envelopes", "control")
+    for stream in CONSUMERS:
+        wait_for(lambda s=stream: rejected(stage, s) >= sent[s], f"all garbage on {stream}", LONG)  # type: ignore[misc]
+        assert rejected(stage, stream) == sent[stream] > 0
+    for service in NODES:
+        control = stage.status(service)["control"]
+        assert control["garbage"] == sent[service] > 0
+        assert control["refused"] == 0
+    assert_protected(stage)
+
+
+@pytest.mark.parametrize("direction", ["download", "upload"])
+def test_bytes_that_are_no_zmtp(stage: Stage, direction: str) -> None:
+    """Connections that speak something else, or nothing, or lie about a length, are not felt either."""
+    through_garbage(stage, direction, "raw")
+    assert_protected(stage)
+
+
+@pytest.mark.parametrize("direction", ["download", "upload"])
+def test_frames_of_a_stranger(stage: Stage, direction: str) -> None:
+    """Frames that are random, or nearly right, bring gaps and divergences, and neither wrong bytes nor a crash."""
+    through_garbage(stage, direction, "frames")
+    counted = settled(stage)
+    assert counted["gaps_primary"] > 0
+    assert counted["gaps_secondary"] > 0
+    assert counted["dropped_malformed"] > 0
+    assert counted["secondary_malformed"] > 0
+    assert counters(stage, "rewriter")["malformed"] > 0
+    with answerers(stage), connect(stage, 7) as connection:
+        assert [ask(connection, str(number)) for number in range(100)] == [str(number) for number in range(100)]

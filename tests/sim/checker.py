@@ -1,0 +1,828 @@
+"""Holds the trace of a run against the design's invariants 1 to 10; it shares no code with the cores.
+
+What it knows beyond the frames comes from the hosts themselves: each connection's initial number
+(`opened`), and the bytes that applications were given (`got`). From that it says for every frame that
+the comparer lets out whether the secondary had said the same.
+
+*Places* count the bytes of a stream from 0. A *life* is one connection in one guest. The secondary's
+lives are those of its present epoch: at a commit they become copies of the primary's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any
+
+from sim.plans import COMPLETE, REFUSED, RESET, Plans
+from sim.scenario import FOREVER, Scenario
+from sim.wire import ACK, FIN, MASK, RST, SYN, Flow, Packet, Reader, distance
+
+if TYPE_CHECKING:
+    from sim.world import World
+
+Key = tuple[int, int, int]
+
+#: Endings of a plan at the client that are what it was meant to be.
+MEANT = {COMPLETE: ("finished",), RESET: ("aborted", "reset"), REFUSED: ("refused",)}
+#: Divergences that only different guests, or lost offsets, can give.
+HARD = ("data", "fin", "syn", "secondary_contradicts_itself")
+#: How far from its beginning a stream may be believed to reach.
+REACH = 1 << 20
+
+
+class Violation(Exception):
+    """An invariant does not hold. rule: its number in the design."""
+
+    def __init__(self, rule: int, what: str) -> None:
+        self.rule = rule
+        super().__init__(f"invariant {rule}: {what}")
+
+
+class Life:
+    """A connection in a guest, and what it has said by now."""
+
+    def __init__(self, label: int, iss: int, key: Key) -> None:
+        self.label, self.iss, self.key = label, iss, key
+        self.said = bytearray()
+        self.have = bytearray()
+        self.ack: int | None = None
+        self.top = 0
+        self.fins: set[int] = set()
+        self.syns: set[tuple[int, int, tuple[bytes, ...]]] = set()
+        self.stamps: set[int] = set()
+        #: Said by the primary before the cut that made this copy: place, ack, FIN, SYN.
+        self.covered = 0
+        self.covered_ack: int | None = None
+        self.covered_fins: set[int] = set()
+        self.copied = False
+        #: Its SYN went through the rewriter that lives now, with this clock value.
+        self.waiting = False
+        self.first_stamp: int | None = None
+        self.shift: int | None = None
+
+    def copy(self) -> Life:
+        """What the secondary knows of it as a copy."""
+        other = Life(self.label, self.iss, self.key)
+        other.covered, other.covered_ack, other.covered_fins = self.top, self.ack, set(self.fins)
+        other.top, other.stamps, other.copied = self.top, self.stamps, True
+        other.syns = set(self.syns)
+        return other
+
+    def place(self, seq: int) -> int | None:
+        """Of a sequence number, if it can belong to this life; -1 is the SYN, or a keep-alive."""
+        place = distance(seq, self.iss + 1)
+        return place if -1 <= place <= max(self.top, self.covered) + REACH else None
+
+    def say(self, p: Packet) -> None:
+        """It says this segment."""
+        if p.flags & SYN:
+            self.syns.add(syn_said(p))
+        place = distance(p.seq, self.iss + 1)
+        if p.payload and place >= 0:
+            end = place + len(p.payload)
+            if len(self.said) < end:
+                self.said.extend(bytes(end - len(self.said)))
+                self.have.extend(bytes(end - len(self.have)))
+            for at, byte in enumerate(p.payload, place):
+                if not self.have[at]:
+                    self.have[at], self.said[at] = 1, byte
+            self.top = max(self.top, end)
+        if p.flags & FIN:
+            self.fins.add(place + len(p.payload))
+            self.top = max(self.top, place + len(p.payload) + 1)
+        if p.flags & ACK and (self.ack is None or distance(p.ack, self.ack) > 0):
+            self.ack = p.ack
+        if p.stamps:
+            self.stamps.add(p.stamps[0])
+
+    def has_said(self, place: int, payload: bytes) -> int | None:
+        """The first place of these bytes that it has neither said nor was given by a cut."""
+        if place + len(payload) <= self.covered:
+            return None
+        begin = max(place, min(self.covered, place + len(payload)))
+        wanted = payload[begin - place :]
+        end = begin + len(wanted)
+        if self.said[begin:end] == wanted and self.have.count(1, begin, end) == len(wanted):
+            return None
+        for at in range(begin, end):
+            if at >= len(self.have) or not self.have[at] or self.said[at] != payload[at - place]:
+                return at
+        return None
+
+
+def syn_said(p: Packet) -> tuple[int, int, tuple[bytes, ...]]:
+    """What a SYN says, in which two replicas must agree."""
+    return p.flags & (SYN | ACK), p.ack if p.flags & ACK else 0, p.options
+
+
+class Entry:
+    """A primary frame that went into the comparer and has not left it."""
+
+    __slots__ = ("epoch", "free", "packet", "raw", "taken", "vnet", "when")
+
+    def __init__(self, raw: bytes, vnet: int, packet: Packet, epoch: int, when: float) -> None:
+        self.raw, self.vnet, self.packet, self.epoch, self.when = raw, vnet, packet, epoch, when
+        self.free = False
+        self.taken = 0
+
+
+class Checker:
+    """See the module. `take` reads one record of the trace; `excused` names known faults that are not reported."""
+
+    def __init__(self, scenario: Scenario, reader: Reader, limits: Any, excused: frozenset[str]) -> None:
+        self.scenario, self.reader, self.limits, self.excused = scenario, reader, limits, excused
+        self.now = 0.0
+        self.epoch = 0
+        self.lives: dict[str, dict[Key, list[Life]]] = {"primary": {}, "secondary": {}}
+        #: What the secondary says that is no stream, in this epoch, and how often it left.
+        self.datagrams: Counter[tuple[Flow, bytes]] = Counter()
+        self.datagrams_out: Counter[tuple[Flow, bytes]] = Counter()
+        self.wholes: set[tuple[Flow, bytes]] = set()
+        self.resets: dict[Flow, set[tuple[int, int | None]]] = {}
+        #: Frames on their way: mirror → comparer, comparer → mirror.
+        self.to_comparer: deque[tuple[bytes, int, int]] = deque()
+        self.to_mirror: deque[tuple[bytes, int]] = deque()
+        self.inside: dict[Flow, deque[Entry]] = {}
+        self.asked: deque[bytes] = deque(maxlen=64)
+        #: Pure ACKs of the secondary that reached the comparer, and of each flow the last frame that left lowered.
+        self.acks: deque[bytes] = deque(maxlen=256)
+        self.lowered: dict[Flow, Packet] = {}
+        self.told: dict[Flow, int] = {}
+        self.voices: set[bytes] = set()
+        self.alone = False
+        self.unprotected: set[str] = set()
+        self.ever_unprotected: set[str] = set()
+        #: Addresses of unprotected flows: a fragment doesn't name its ports.
+        self.unprotected_pairs: set[str] = set()
+        self.names: dict[str, set[Flow]] = {}
+        self.diverged: dict[str, str] = {}
+        self.divergences: list[tuple[float, dict[str, Any]]] = []
+        self.taken_in = self.let_out = 0
+        self.speaking = self.primary_dead = False
+        #: Offsets that the living rewriter has learned, and ports about which nothing can be said.
+        self.learned: dict[Key, Life] = {}
+        self.loose: set[Key] = set()
+        self.offsets_lost: set[str] = set()
+        self.rewriter_lost_at: float | None = None
+        self.cut_at = -1.0
+        self.client_got: dict[int, float] = {}
+        self.doomed: set[str] = set()
+        self.events: list[tuple[float, str, Any]] = []
+
+    def take(self, record: tuple[Any, ...]) -> None:
+        """Read on."""
+        self.now = record[0]
+        getattr(self, "_" + record[1].replace(" ", "_"))(*record[2:])
+
+    # --- hosts
+
+    def _emits(self, host: str, raw: bytes, vnet: int) -> None:
+        if host == "primary":
+            p = self.reader.read(raw, vnet)
+            life = self._life("primary", p) if p.kind == "tcp" else None
+            if life is not None:
+                life.say(p)
+
+    def _hears(self, host: str, raw: bytes, vnet: int) -> None:
+        pass
+
+    def _opened(self, host: str, label: int, iss: int, key: Key) -> None:
+        if host in self.lives:
+            self.lives[host].setdefault(key, []).append(Life(label, iss, key))
+            if host == "secondary":
+                self.loose.discard(key)
+
+    def _got(self, host: str, label: int, at: int, data: bytes) -> None:
+        plan = next((plan for plan in self.scenario.plans if plan.number == label), None)
+        if plan is None:
+            return
+        if host != "client":
+            if plan.client_bytes[at : at + len(data)] != data:
+                raise Violation(5, f"the {host} was given wrong bytes on connection {label} at {at}")
+            return
+        self.client_got.setdefault(label, self.now)
+        right = [Plans.stream(plan, False, self.scenario.primary.wrong)]
+        if self.speaking:
+            right.append(Plans.stream(plan, False, self.scenario.secondary.wrong))
+        if not any(stream[at : at + len(data)] == data for stream in right):
+            raise Violation(1, f"the client was given wrong bytes on connection {label} at {at}")
+
+    def _complaint(self, host: str, label: int, what: str) -> None:
+        if not self._is_loose(label):
+            raise Violation(5, f"the {host} on connection {label}: {what}")
+
+    def _is_loose(self, label: int) -> bool:
+        return any(life.label == label and key in self.loose for key, all_ in self.lives["secondary"].items() for life in all_)
+
+    # --- what happens to processes
+
+    def _start(self, process: str) -> None:
+        pass
+
+    def _crash(self, process: str) -> None:
+        if "comparer" in process:
+            self.inside.clear()
+            self.alone = False
+            self.unprotected.clear()
+            self.unprotected_pairs.clear()
+            self.diverged.clear()
+            self.taken_in = self.let_out = 0
+            self.voices.clear()
+        if "rewriter" in process:
+            self.learned.clear()
+            self.rewriter_lost_at = self.now
+            for lives in self.lives["secondary"].values():
+                for life in lives:
+                    life.waiting = False
+                    life.shift = None
+
+    def _primary_dies(self) -> None:
+        self.primary_dead = True
+
+    def _secondary_dies(self) -> None:
+        pass
+
+    def _failover(self, service: str) -> None:
+        if service == "comparer":
+            self.alone = True
+            for entries in self.inside.values():
+                for entry in entries:
+                    entry.free = True
+        else:
+            self.speaking = True
+
+    def _prepare(self, epoch: int) -> None:
+        pass
+
+    def _abort(self, epoch: int) -> None:
+        pass
+
+    def _commit(self, epoch: int) -> None:
+        pass
+
+    def _copy(self, epoch: int) -> None:
+        """The secondary holds the primary's state from here on."""
+        self.epoch = epoch
+        self.cut_at = self.now
+        primary = self.lives["primary"]
+        self.lives["secondary"] = {key: [life.copy() for life in lives] for key, lives in primary.items()}
+        self.datagrams.clear()
+        self.datagrams_out.clear()
+        self.wholes.clear()
+        self.resets.clear()
+        self.loose.clear()
+
+    # --- cores
+
+    def _call(self, service: str, what: str, said: Any, out: tuple[Any, ...]) -> None:
+        events = [item for where, item in out if where == "event"]
+        frames = [(where, item) for where, item in out if where != "event"]
+        for event in events:
+            self.events.append((self.now, service, event))
+        getattr(self, "_at_" + service)(what, said, frames, events)
+
+    def _at_mirror(self, what: str, said: Any, out: list[Any], events: list[Any]) -> None:
+        if what == "network":
+            if [where for where, _ in out] != ["guest", "ingress"] or any(item != said for _, item in out):
+                raise Violation(10, "the mirror did not give both guests what came in")
+        elif what == "guest":
+            if out != [("primary", said)]:
+                raise Violation(1, "the mirror gave the guest's frames elsewhere than to the comparer")
+            for raw in said[2]:
+                self.to_comparer.append((raw, said[0], self.epoch))
+        elif what == "released":
+            for where, item in out:
+                if where != "network" or item != said:
+                    raise Violation(3, "the mirror sends something else than what was released")
+            if isinstance(said, tuple):
+                for raw in said[2]:
+                    self._find(self.to_mirror, (raw, said[0]), "the mirror sent a frame that the comparer did not release")
+        elif any(where == "network" for where, _ in out):
+            raise Violation(1, f"the mirror sent frames on {what}")
+        if out and self.primary_dead:
+            raise Violation(7, "the mirror of the dead primary speaks")
+
+    def _find(self, queue: deque[Any], wanted: tuple[Any, ...], what: str) -> Any:
+        """The next entry of a queue that begins with `wanted`; what stands in front was lost."""
+        while queue:
+            entry = queue.popleft()
+            if entry[: len(wanted)] == wanted:
+                return entry
+        raise Violation(3, what)
+
+    # --- the redirector: one voice
+
+    def _at_redirector(self, what: str, said: Any, out: list[Any], events: list[Any]) -> None:
+        for where, item in out:
+            frames = isinstance(item, tuple)
+            if where == "uplink" and not self.speaking:
+                raise Violation(7, "the redirector speaks before the failover")
+            if where == "to_guest":
+                if what == "uplink" and not self.speaking:
+                    raise Violation(7, "the uplink is heard before the failover")
+                if what == "ingress" and self.speaking:
+                    raise Violation(7, "the primary's input is heard after the failover")
+            if where == "secondary" and self.speaking and frames:
+                raise Violation(7, "the secondary is compared after the failover")
+            if what in ("ingress", "uplink", "from_guest") and item != said:
+                raise Violation(5, f"the redirector changed what came on {what}")
+            if where == "uplink" and what == "from_guest":
+                self._speaks(item)
+
+    def _speaks(self, item: Any) -> None:
+        """What the secondary says to the world after the failover."""
+        for raw in item[2]:
+            p = self.reader.read(raw, item[0])
+            if p.kind == "tcp" and p.payload and self._name(p) in self.doomed and not p.flags & (RST | SYN):
+                raise Violation(1, f"bytes of {self._name(p)}, which left unchecked before, go on after the failover")
+
+    # --- the rewriter
+
+    def _at_rewriter(self, what: str, said: Any, out: list[Any], events: list[Any]) -> None:
+        if what not in ("guest", "to_guest") or not isinstance(said, tuple):
+            for _, item in out:
+                for raw in item[2] if isinstance(item, tuple) else ():
+                    q = self.reader.read(raw, item[0])
+                    if not self.speaking or not q.flags & RST or q.checksum != "right":
+                        raise Violation(5, f"the rewriter made a frame of {what}: {q}")
+            if what == "events" and said.name == "unprotected":
+                self.doomed.add(said.fields["flow"])
+            if getattr(said, "phase", None) == "commit":
+                self._forget()
+            return
+        main = "from_guest" if what == "guest" else "guest"
+        given = [(item[0], raw) for where, item in out if where == main for raw in item[2]]
+        other = [(item[0], raw) for where, item in out if where != main for raw in item[2]]
+        vnet = said[0]
+        at = 0
+        for raw in said[2]:
+            p = self.reader.read(raw, vnet)
+            if what == "guest":
+                self._secondary_says(p)
+            q = self.reader.read(given[at][1], given[at][0]) if at < len(given) else None
+            if q is None or given[at][0] != vnet or not _same_but_numbers(p, raw, q, given[at][1], vnet, what == "guest"):
+                if self.speaking and p.kind == "tcp":
+                    continue  # replaced by resets, which are looked at below
+                raise Violation(5, f"the rewriter changed, dropped or added a frame on {what}: {p}")
+            at += 1
+            if p.kind == "tcp":
+                (self._moved_back if what == "guest" else self._moved)(p, q)
+                if what == "guest" and q.flags & RST:
+                    self._says_reset(q)
+        for size, raw in given[at:] + other:
+            q = self.reader.read(raw, size)
+            if not self.speaking or q.kind != "tcp" or not q.flags & RST or q.checksum != "right":
+                raise Violation(5, f"the rewriter made a frame of its own: {q}")
+
+    def _forget(self) -> None:
+        self.learned.clear()
+        for lives in self.lives["secondary"].values():
+            for life in lives:
+                life.waiting = False
+                life.shift = None
+
+    def _distance(self, life: Life) -> int | None:
+        """From the secondary's numbers to the primary's."""
+        for other in reversed(self.lives["primary"].get(life.key, ())):
+            if other.label == life.label:
+                return (other.iss - life.iss) & MASK
+        return None
+
+    def _moved_back(self, p: Packet, q: Packet) -> None:
+        """A segment of the secondary on its way into the primary's space."""
+        key = p.version, p.dport, p.sport
+        moved = (q.seq - p.seq) & MASK
+        life = self._life("secondary", p)
+        learned = self.learned.get(key)
+        if p.flags & SYN and life is not None:
+            if not life.waiting:
+                life.waiting = True
+                life.first_stamp = p.stamps[0] if p.stamps else None
+            if learned is not life:
+                learned = None
+        self._constant(key, moved, learned, "seq")
+        if p.stamps and q.stamps:
+            self._clock(learned, (q.stamps[0] - p.stamps[0]) & MASK, key)
+
+    def _moved(self, p: Packet, q: Packet) -> None:
+        """A segment of the client on its way into the secondary's space."""
+        key = p.version, p.sport, p.dport
+        moved = (p.ack - q.ack) & MASK
+        if not p.flags & ACK:
+            if moved or p.stamps != q.stamps or p.sack != q.sack:
+                raise Violation(5, "numbers of a segment without ACK were moved")
+            return
+        learned = self.learned.get(key)
+        lives = self.lives["secondary"].get(key, ())
+        newest = lives[-1] if lives else None
+        if newest is not None and newest is not learned and newest.waiting and self._answers(newest, p):
+            learned = self.learned[key] = newest
+            newest.waiting = False
+            newest.shift = None
+        self._constant(key, moved, learned, "ack")
+        for (a, b), (c, d) in zip(p.sack, q.sack, strict=True):
+            if (a - c) & MASK != moved or (b - d) & MASK != moved:
+                raise Violation(5, f"SACK edges were not moved as the ack was: {p.sack} → {q.sack}, ack by {moved}")
+        if p.stamps and q.stamps:
+            self._clock(learned, (p.stamps[1] - q.stamps[1]) & MASK, key)
+
+    def _answers(self, life: Life, p: Packet) -> bool:
+        """Whether this segment of the client is an answer to a life's SYN."""
+        if p.flags & RST:
+            return False
+        opened_by_guest = not any(flags & ACK for flags, _, _ in life.syns)
+        if bool(p.flags & SYN) != opened_by_guest:
+            return False
+        if not opened_by_guest:
+            irs = next(ack for flags, ack, _ in life.syns if flags & ACK)
+            if not 0 <= distance(p.seq, irs) < 1 << 30:
+                return False
+        primary = next((o for o in reversed(self.lives["primary"].get(life.key, ())) if o.label == life.label), None)
+        if primary is None or primary.place(p.ack) != 0:
+            # Not the answer that a rewriter can learn from: nothing can be said about this connection.
+            self.loose.add(life.key)
+        return True
+
+    def _constant(self, key: Key, moved: int, learned: Life | None, what: str) -> None:
+        if key in self.loose:
+            return
+        right = self._distance(learned) if learned is not None else 0
+        if right is not None and moved != right:
+            raise Violation(5, f"{what} of {key} moved by {moved}, and the distance is {right}")
+
+    def _clock(self, learned: Life | None, moved: int, key: Key) -> None:
+        if key in self.loose:
+            return
+        if learned is None:
+            if moved:
+                raise Violation(5, f"a timestamp of {key} moved by {moved} before its distance was known")
+            return
+        if learned.shift is None:
+            learned.shift = moved
+            stamp = None if learned.first_stamp is None else (learned.first_stamp + moved) & MASK
+            primary = next((o for o in self.lives["primary"].get(key, ()) if o.label == learned.label), None)
+            if primary is not None and stamp is not None and stamp not in primary.stamps:
+                raise Violation(5, f"the clock of {key} moved to {stamp}, which the primary never said")
+        elif moved != learned.shift:
+            if not self.speaking or distance(moved, learned.shift) < 0:
+                raise Violation(5, f"a timestamp of {key} moved by {moved}, and before by {learned.shift}")
+            learned.shift = moved
+
+    # --- what the secondary says
+
+    def _life(self, host: str, p: Packet) -> Life | None:
+        """The life to which a guest's segment belongs; its numbers are the guest's own."""
+        for life in reversed(self.lives[host].get((p.version, p.dport, p.sport), ())):
+            if life.place(p.seq) is not None:
+                return life
+        return None
+
+    def _secondary_says(self, p: Packet) -> None:
+        if p.kind == "tcp":
+            life = self._life("secondary", p)
+            if life is not None:
+                life.say(p)
+        elif p.kind in ("udp", "icmp", "other"):
+            self.datagrams[p.flow, p.body] += 1
+        elif p.kind == "fragment":
+            self._piece(p)
+
+    def _says_reset(self, q: Packet) -> None:
+        self.resets.setdefault(q.flow, set()).add((q.seq, q.ack if q.flags & ACK else None))
+
+    def _piece(self, p: Packet) -> None:
+        assert p.fragment is not None
+        self.wholes.add((p.flow[:-1], p.fragment[0].to_bytes(2) + p.payload))
+
+    # --- the comparer
+
+    def _at_comparer(self, what: str, said: Any, out: list[Any], events: list[Any]) -> None:
+        if what == "undelivered":
+            # The link was full: these frames were let out, and never came to the mirror.
+            for _ in said[1][2]:
+                self.to_mirror.pop()
+                self.let_out -= 1
+            return
+        frames = said.__class__.__name__ == "Frames"
+        if what == "primary" and frames:
+            self._goes_in(said)
+        elif what == "secondary" and frames:
+            for raw in said[2]:
+                p = self.reader.read(raw, said[0])
+                if p.kind == "chatter" and p.asks:
+                    self.asked.append(raw)
+                elif p.kind == "tcp" and p.flags == ACK and not p.payload:
+                    self.acks.append(raw)
+        for event in events:
+            self._comparer_tells(event)
+        for where, item in out:
+            if where != "released":
+                raise Violation(8, f"the comparer gave frames to {where}")
+            for raw in item[2]:
+                self.let_out += 1
+                self.to_mirror.append((raw, item[0]))
+                self._comes_out(raw, item[0])
+
+    def _goes_in(self, said: Any) -> None:
+        for raw in said[2]:
+            sent = self._find(self.to_comparer, (raw, said[0]), "the comparer was given a frame that the mirror did not send")
+            p = self.reader.read(raw, said[0])
+            self.taken_in += 1
+            entry = Entry(raw, said[0], p, sent[2], self.now)
+            name = self._name(p)
+            if p.kind == "tcp" and p.flags & SYN:
+                self.unprotected.discard(name)
+            entry.free = self.alone or name in self.unprotected or name in self.unprotected_pairs
+            self.inside.setdefault(p.flow, deque()).append(entry)
+            if p.kind == "chatter":
+                self.voices.add(p.source_mac)
+
+    def _name(self, p: Packet) -> str:
+        """A flow's name as the comparer's events give it."""
+        if p.version == 0:
+            ends = p.flow[-1] if p.kind == "other" else b""
+            return f"{ends[6:].hex(':')} {ends[:6].hex(':')}" if isinstance(ends, bytes) else ""
+        ends = [_address(p.source), _address(p.destination)]
+        if p.kind in ("tcp", "udp"):
+            ends = [
+                f"{f'[{end}]' if p.version == 6 else end}:{port}" for end, port in zip(ends, (p.sport, p.dport), strict=True)
+            ]
+        return " ".join(ends)
+
+    def _comparer_tells(self, event: Any) -> None:
+        if event.name == "unprotected":
+            name = event.fields["flow"]
+            pair = " ".join(end.rpartition(":")[0].strip("[]") for end in name.split())
+            self.unprotected.add(name)
+            self.unprotected_pairs.add(pair)
+            self.ever_unprotected.add(name)
+            for entries in self.inside.values():
+                for entry in entries:
+                    entry.free = entry.free or self._name(entry.packet) in (name, pair)
+            for key, lives in self.lives["secondary"].items():
+                if lives and self._name_of(key) == name:
+                    self.loose.add(key)
+        elif event.name == "divergence":
+            self._diverges(dict(event.fields))
+        elif event.name == "cut" and event.fields["phase"] == "commit":
+            self.alone = False
+            self.unprotected.clear()
+            self.unprotected_pairs.clear()
+            self.diverged.clear()
+
+    def _name_of(self, key: Key) -> str:
+        version, port, service = key
+        guest, client = ("10.77.0.2", "10.77.0.1") if version == 4 else ("[fd77::2]", "[fd77::1]")
+        return f"{guest}:{service} {client}:{port}"
+
+    def _diverges(self, report: dict[str, Any]) -> None:
+        name, reason = f"{report['protocol']} {report['flow']}", report["reason"]
+        self.divergences.append((self.now, report))
+        if name in self.diverged and report["protocol"] == "tcp" and self.scenario.on_divergence != "unprotect":
+            raise Violation(10, f"{name} was reported twice in one epoch")
+        self.diverged[name] = reason
+        s = self.scenario
+        if s.differs or reason == "limit":
+            return
+        if reason in HARD and not self._offsets_doubtful():
+            raise Violation(10, f"equal guests, and {name} diverges: {report}")
+        patient = s.compare_timeout >= (FOREVER if s.one_sided or s.failover is not None else 1.0)
+        if reason not in HARD and patient and not s.limited:
+            raise Violation(10, f"equal guests, nothing lost on one side, and {name} waits in vain: {report}")
+
+    def _offsets_doubtful(self) -> bool:
+        """The rewriter may not know the distances: it is new, or never heard of the last commit."""
+        if self.rewriter_lost_at is not None and self.rewriter_lost_at >= self.cut_at:
+            return True
+        return self.scenario.stress or bool(self.scenario.crashes)
+
+    def _comes_out(self, raw: bytes, vnet: int) -> None:
+        p = self.reader.read(raw, vnet)
+        if p.kind == "chatter" and not any(entry.raw == raw for entry in self.inside.get(p.flow, ())):
+            if raw not in self.asked or p.source_mac not in self.voices:
+                raise Violation(1, f"chatter left that the primary did not say: {raw.hex()}")
+            return
+        entry, part = self._entry(p, raw, vnet)
+        if entry is None:
+            self._proven(part)
+            return
+        if entry.free or p.kind == "chatter":
+            return
+        if p.kind == "bad":
+            raise Violation(8, f"a frame that nobody can read left: {raw.hex()}")
+        if entry.epoch < self.epoch:
+            return  # a cut was committed behind it
+        if p.kind == "tcp":
+            self._proven(part)
+        elif p.kind == "fragment":
+            assert p.fragment is not None
+            if (p.flow[:-1], p.fragment[0].to_bytes(2) + p.payload) not in self.wholes:
+                raise Violation(1, f"a fragment left that the secondary has not said: {p}")
+        else:
+            which = p.flow, p.body
+            self.datagrams_out[which] += 1
+            if self.datagrams_out[which] > self.datagrams[which]:
+                raise Violation(1, f"a datagram left that the secondary has not said: {p}")
+
+    def _entry(self, p: Packet, raw: bytes, vnet: int) -> tuple[Entry | None, Packet]:
+        """The frame that went in, and what is to be proven of it; what it overtook is gone.
+
+        None for a frame that the comparer made, or that is a pure ACK of the secondary.
+        """
+        entries = self.inside.get(p.flow, ())
+        if raw in self.acks and not (entries and entries[0].raw == raw):
+            return None, p
+        for index, entry in enumerate(entries):
+            if entry.vnet != vnet:
+                continue
+            if entry.raw == raw and not entry.taken:
+                for _ in range(index + 1):
+                    entries.popleft()  # type: ignore[union-attr]
+                return entry, p
+            if p.kind == "tcp" and self._derived(entry, p):
+                whole = entry.taken >= len(entry.packet.payload)
+                for _ in range(index + whole):
+                    entries.popleft()  # type: ignore[union-attr]
+                if p.window < entry.packet.window:
+                    self.lowered[p.flow] = p
+                return entry, p
+        if p.kind == "tcp" and self._updates(p):
+            return None, p
+        raise Violation(3, f"a frame left that the primary did not say, or said before another that left: {p}")
+
+    def _derived(self, entry: Entry, p: Packet) -> bool:
+        """Whether this is a primary's segment with a lower ack, or its next part up to a segment's edge."""
+        of = entry.packet
+        if (p.seq - of.seq) & MASK != entry.taken or p.options != of.options or p.stamps != of.stamps:
+            return False
+        part = of.payload[entry.taken : entry.taken + len(p.payload)]
+        if part != p.payload or p.flags & ~of.flags or (p.flags ^ of.flags) & ~(FIN | 8):
+            return False
+        if (p.flags & ACK and distance(p.ack, of.ack) > 0) or p.window > of.window:
+            return False
+        last = entry.taken + len(part) == len(of.payload)
+        if not last and (not of.gso_size or len(part) % of.gso_size or p.flags & FIN or not part):
+            return False
+        if last and p.flags & FIN != of.flags & FIN:
+            return False
+        if p.checksum != of.checksum:
+            raise Violation(5, f"the checksum was {of.checksum} and became {p.checksum}: {p}")
+        entry.taken += len(part)
+        return True
+
+    def _updates(self, p: Packet) -> bool:
+        """Whether this is a window update, made of the last frame that left with a lowered window."""
+        of = self.lowered.get(p.flow)
+        if of is None or p.flags != ACK or p.payload or p.checksum != "right":
+            return False
+        end = (of.seq + len(of.payload) + bool(of.flags & FIN)) & MASK
+        return (p.seq, p.ack, p.stamps) == (end, of.ack, of.stamps)
+
+    def _proven(self, p: Packet) -> None:
+        """Invariants 1 and 2 for a segment in the primary's space."""
+        primary = self._life("primary", p)
+        if p.flags & RST:
+            self._proven_reset(p, primary)
+            return
+        if primary is None:
+            raise Violation(1, f"a segment left that belongs to no connection of the primary: {p}")
+        life = next((o for o in reversed(self.lives["secondary"].get(primary.key, ())) if o.label == primary.label), None)
+        if life is None:
+            raise Violation(1, f"a segment left of a connection that the secondary does not know: {p}")
+        if p.flags & SYN:
+            if syn_said(p) not in life.syns:
+                raise Violation(1, f"a SYN left that the secondary has not said: {syn_said(p)} {life.syns}")
+            return
+        place = distance(p.seq, primary.iss + 1)
+        if p.payload and place >= 0:
+            missing = life.has_said(place, p.payload)
+            if missing is not None:
+                raise Violation(1, f"connection {life.label}: byte {missing} left and the secondary has not said it: {p}")
+        if p.flags & FIN:
+            at = place + len(p.payload)
+            if at not in life.fins and at not in life.covered_fins:
+                raise Violation(1, f"connection {life.label}: a FIN left at {at}, the secondary's are {life.fins}")
+        self._proven_ack(p, life)
+
+    def _proven_ack(self, p: Packet, life: Life) -> None:
+        if p.flags & ACK:
+            highest = [ack for ack in (life.ack, life.covered_ack) if ack is not None]
+            if all(distance(p.ack, ack) > 0 for ack in highest):
+                ahead = [distance(p.ack, ack) for ack in highest]
+                raise Violation(2, f"connection {life.label}: an ack left {ahead} ahead of the secondary's: {p}")
+
+    def _proven_reset(self, p: Packet, primary: Life | None) -> None:
+        said = self.resets.get(p.flow, set())
+        if not any(seq == p.seq for seq, _ in said):
+            raise Violation(1, f"a RST left where the secondary has said none: {p}, it has said {said}")
+        life = None
+        if primary is not None:
+            lives = self.lives["secondary"].get(primary.key, ())
+            life = next((o for o in reversed(lives) if o.label == primary.label), None)
+        if life is not None and p.flags & ACK and (p.seq, p.ack) not in said:
+            self._proven_ack(p, life)
+        elif p.flags & ACK and (p.seq, p.ack) not in said and "stale_reset" not in self.excused:
+            raise Violation(2, f"a RST left with an ack that the secondary has not said: {p}, it has said {said}")
+
+    # --- counters and limits
+
+    def after(self, service: str, core: Any) -> None:
+        """What must hold of a core's own counters whenever it was called."""
+        if service != "comparer":
+            return
+        c = core.counters
+        status = core.status()
+        held = status["held"]
+        dropped = sum(count for name, count in c.items() if name.startswith("dropped_"))
+        made = sum(c.get(name, 0) for name in ("split_frames", "window_updates", "secondary_acks", "secondary_asked"))
+        if c["primary_frames"] + made != c["released"] + held + dropped:
+            raise Violation(4, f"frames are not conserved: {c}, held {held}")
+        if c["primary_frames"] != self.taken_in:
+            raise Violation(4, f"{self.taken_in} frames went in, and {c['primary_frames']} are counted")
+        if c["released"] != self.let_out:
+            raise Violation(4, f"{self.let_out} frames came out, and {c['released']} are counted")
+        if min(c.values()) < 0 or held < 0 or status["kept_bytes"] < 0:
+            raise Violation(4, f"a counter is below zero: {c}, {status}")
+        limits = self.limits
+        if status["flows"] > limits.max_flows or status["half_open"] > limits.max_half_open:
+            raise Violation(9, f"{status['flows']} flows, {status['half_open']} half open, and more than is allowed")
+        if status["kept_bytes"] > limits.max_bytes:
+            raise Violation(9, f"{status['kept_bytes']} bytes kept, and {limits.max_bytes} are allowed")
+
+    # --- the end
+
+    def end(self, world: World) -> None:
+        """What must have come about when everything is over."""
+        for number, plan in world.plans.all.items():
+            how = world.ended(number)
+            if how in MEANT[plan.fate] or how == "not opened":
+                continue
+            excuse = self._excuse(number, world)
+            if excuse is None:
+                raise Violation(
+                    10, f"connection {number} ({plan.shape}) {how or 'never ended'}, and should have been {plan.fate}"
+                )  # fmt: skip
+        self._books(world)
+
+    def _excuse(self, number: int, world: World) -> str | None:
+        """Why a connection may have failed."""
+        s, plan = self.scenario, world.plans.all[number]
+        name = self._name_of((plan.version, plan.port, plan.service))
+        reported = any(report["flow"] == name for _, report in self.divergences)
+        if s.on_divergence == "hold" and reported:
+            return "held"
+        if s.limited:
+            flood = [at for at, kind, _ in s.client_agenda if kind == "flood"]
+            if not flood or self.client_got.get(number, FOREVER) > min(flood):
+                return "a limit"
+        if s.failover is not None:
+            if name in self.ever_unprotected:
+                return "it was unprotected"
+            if self.rewriter_lost_at is not None and self.rewriter_lost_at >= self.cut_at:
+                return "the rewriter is newer than the connection"
+        if s.compare_timeout == FOREVER and s.one_sided:
+            if any(p.port == plan.port and p is not plan for p in s.plans) or plan.fate != COMPLETE:
+                return "a reset that one guest has not seen, and nobody's patience ends"
+        if s.compare_timeout == FOREVER and (s.crashes or s.stress):
+            return "a cut or offsets may be lost, and nobody's patience ends"
+        if s.on_divergence == "hold" and (s.crashes or s.stress):
+            return "a cut or offsets may be lost, and nobody makes a checkpoint"
+        return None
+
+    def _books(self, world: World) -> None:
+        """With nothing lost on one side, everything has left in the end."""
+        s = self.scenario
+        if s.differs or s.one_sided or s.limited or s.failover is not None or any(k == "raw" for _, _, k, _ in s.guest_agenda):
+            return
+        core = world._of["comparer"].cores["comparer"]
+        held = core.status()["held"]
+        if held:
+            raise Violation(10, f"equal guests, nothing lost on one side, and {held} frames are still held")
+
+
+def _address(raw: bytes) -> str:
+    if len(raw) == 4:
+        return ".".join(map(str, raw))
+    return f"{raw[:2].hex()}::{raw[15]}"
+
+
+def _same_but_numbers(p: Packet, a: bytes, q: Packet, b: bytes, vnet: int, from_guest: bool) -> bool:
+    """Whether two frames differ in nothing but the numbers that a rewriter moves, and the checksum."""
+    if a == b:
+        return True
+    if p.kind != "tcp" or q.kind != "tcp" or len(a) != len(b):
+        return False
+    if p.checksum != q.checksum:
+        raise Violation(5, f"a checksum that was {p.checksum} became {q.checksum}: {p} {q}")
+    places = [(p.l4 + 16, 2), (p.l4 + (4 if from_guest else 8), 4)]
+    if p.stamps_at:
+        places.append((p.stamps_at + (2 if from_guest else 6), 4))
+    if p.sack_at and not from_guest:
+        places.append((p.sack_at + 2, 8 * len(p.sack)))
+    one, two = bytearray(a), bytearray(b)
+    for at, size in places:
+        at += vnet
+        one[at : at + size] = two[at : at + size] = bytes(size)
+    if p.checksum == "partial" and a[vnet + p.l4 + 16 : vnet + p.l4 + 18] != b[vnet + p.l4 + 16 : vnet + p.l4 + 18]:
+        raise Violation(5, "a partial checksum was changed")
+    return one == two

@@ -1,0 +1,13 @@
+"""Runs seeds: `python tests/sim/run.py --seeds 200`. See `--help`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sim.cli import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main())
