@@ -7,7 +7,7 @@ this module, and such options never reach it. It is imported with the first fram
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lockstep.wire import ethernet, frame, icmp, ipv4
@@ -29,17 +29,34 @@ def decoded(data: bytes) -> list[str]:
         return ["an IPv4 option of length 0, which impacket can't read"]
     lines: list[str] = []
     try:
-        from impacket.ImpactDecoder import EthDecoder
-
-        layer = EthDecoder().decode(data)
-        while layer is not None and type(layer).__name__ != "Data":
-            lines.append(_LAYERS.get(type(layer).__name__, _any)(layer))
-            if type(layer).__name__ == "IP" and layer.get_ip_offmask():
+        for layer in _layers(data, f):
+            name = type(layer).__name__
+            lines.append(_LAYERS.get(name, _any)(layer))
+            if name == "IP" and layer.get_ip_offmask():
                 break  # the middle of a datagram: no header follows
-            layer = layer.child()
     except Exception as error:
         lines.append(f"impacket can't read on: {type(error).__name__}: {error}"[:200])
     return lines
+
+
+def _layers(data: bytes, f: Frame) -> Iterator[Any]:
+    """impacket's packets from the outside in, without the innermost data."""
+    from impacket import IP6, ImpactPacket
+    from impacket.ImpactDecoder import EthDecoder
+
+    try:
+        layer = EthDecoder().decode(data)
+    except Exception:
+        # It gives nothing where anything inside is wrong, so take the headers around that one by one.
+        yield ImpactPacket.Ethernet(data)
+        if f.ethertype == ethernet.IPV4:
+            yield ImpactPacket.IP(data[f.l3 :])
+        elif f.ethertype == ethernet.IPV6:
+            yield IP6.IP6(data[f.l3 :])
+        raise
+    while layer is not None and not isinstance(layer, ImpactPacket.Data):
+        yield layer
+        layer = layer.child()
 
 
 def _never_ends(data: bytes, at: int) -> bool:
