@@ -133,17 +133,22 @@ def demo(
 
 
 @app.command()
-def status(config_file: ConfigFile = None, as_json: AsJson = False, timeout: Timeout = 2.0) -> None:
-    """Show what each service of this node is doing."""
+def status(
+    service: Annotated[Service | None, typer.Argument(help="One service; default: all of this node.")] = None,
+    config_file: ConfigFile = None,
+    as_json: AsJson = False,
+    timeout: Timeout = 2.0,
+) -> None:
+    """Show what each service of this node is doing; exit code 69 if one doesn't answer."""
     node = _load(config_file)
     answers: dict[str, dict[str, Any]] = {}
     missing = False
-    for service in node.services or config.all_services():
+    for name in (service,) if service else node.services or config.all_services():
         try:
-            answers[service] = _ask(node, service, "status", timeout)
+            answers[name] = _ask(node, name, "status", timeout)
         except (ControlError, LinkError) as error:
             missing = True
-            answers[service] = {"error": str(error)}
+            answers[name] = {"error": str(error)}
     if as_json:
         print(json.dumps(answers))
     else:

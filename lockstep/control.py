@@ -124,17 +124,16 @@ class Listener:
             self.sockets.append(socket)
 
     def receive(self, socket: zmq.Socket[bytes]) -> Event | None:
-        """The next event that waits at one of `sockets`; None if there is none."""
-        while True:
-            try:
-                parts = socket.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
-                return None
-            fields = unpacked_map(parts[1]) if len(parts) == 2 else None
-            if fields is None:
-                self.garbage += 1
-                continue
-            return Event(parts[0].decode("utf-8", "replace"), fields)
+        """The next event that waits at one of `sockets`; None if there is none, or only garbage."""
+        try:
+            parts = socket.recv_multipart(zmq.DONTWAIT)
+        except zmq.Again:
+            return None
+        fields = unpacked_map(parts[1]) if len(parts) == 2 else None
+        if fields is None:
+            self.garbage += 1
+            return None
+        return Event(parts[0].decode("utf-8", "replace"), fields)
 
     def close(self) -> None:
         """Give the sockets back."""

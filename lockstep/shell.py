@@ -35,6 +35,8 @@ from lockstep.wiring import SERVICES
 
 #: Messages taken from one link before the others get their turn.
 MOST_MESSAGES = 64
+#: Requests and events taken before the frames get their turn.
+MOST_REQUESTS = 8
 #: Log lines a second about events and about refused messages.
 LOG_BURST = 20
 
@@ -136,9 +138,11 @@ class Shell:
     def _curve(self, context: zmq.Context[zmq.Socket[bytes]]) -> Curve | None:
         if self._node.security.secret_key is None:
             return None
-        self._allowed = keys.AllowList(context, self._node.security.peers)
+        own = keys.load(self._node.security.secret_key)
+        # `lockstep status` and services of this node come with its own key.
+        self._allowed = keys.AllowList(context, (*self._node.security.peers, own.public.decode()))
         self._stack.callback(self._allowed.close)
-        return keys.load(self._node.security.secret_key)
+        return own
 
     def _towards(self, curve: Curve | None, key: str | None) -> Curve | None:
         """This node's keys, with the key of the node that a connection leads to."""
@@ -194,15 +198,18 @@ class Shell:
 
     def _control_act(self, service: Service, server: Server) -> Act:
         def act(now: float) -> None:
-            while server.serve(lambda op, arguments: self._command(service, op, arguments, now)):
-                pass
+            for _ in range(MOST_REQUESTS):
+                if not server.serve(lambda op, arguments: self._command(service, op, arguments, now)):
+                    break
 
         return act
 
     def _event_act(self, service: Service, listener: Listener, socket: zmq.Socket[bytes]) -> Act:
         def act(now: float) -> None:
-            while (event := listener.receive(socket)) is not None:
-                self._push(service, EVENTS, event, now)
+            for _ in range(MOST_REQUESTS):
+                event = listener.receive(socket)
+                if event is not None:
+                    self._push(service, EVENTS, event, now)
 
         return act
 

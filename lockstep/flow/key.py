@@ -57,9 +57,13 @@ def quoted_tcp(f: Frame, buf: Buffer) -> tuple[bytes, int] | None:
     None for anything else, and where the quotation ends before the sequence number does.
     """
     at, end = f.payload, f.payload_end
-    if f.kind == frame.ICMP and buf[f.l4] in icmp.V4_ERRORS and end - at >= ipv4.HEADER:
-        l4, size, source, protocol = at + ((buf[at] & 0xF) << 2), 4, at + ipv4.SOURCE, buf[at + ipv4.PROTOCOL]
-    elif f.kind == frame.ICMPV6 and buf[f.l4] in icmp.V6_ERRORS and end - at >= ipv6.HEADER:
+    if f.kind == frame.ICMP and buf[f.l4] in icmp.V4_ERRORS and end - at >= ipv4.HEADER and buf[at] >> 4 == 4:
+        header = (buf[at] & 0xF) << 2
+        later = (buf[at + ipv4.FRAGMENT] << 8 | buf[at + ipv4.FRAGMENT + 1]) & ipv4.OFFSET_MASK
+        if header < ipv4.HEADER or later:
+            return None
+        l4, size, source, protocol = at + header, 4, at + ipv4.SOURCE, buf[at + ipv4.PROTOCOL]
+    elif f.kind == frame.ICMPV6 and buf[f.l4] in icmp.V6_ERRORS and end - at >= ipv6.HEADER and buf[at] >> 4 == 6:
         l4, size, source, protocol = at + ipv6.HEADER, 16, at + ipv6.SOURCE, buf[at + ipv6.NEXT_HEADER]
     else:
         return None

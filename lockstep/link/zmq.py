@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +144,7 @@ class Sender:
         self._boot = boot
         self._guest = guest
         self._number = 0
-        self._pending: deque[tuple[Batch | Cut, int]] = deque()
+        self._pending: deque[_Pending] = deque()
         self._pending_bytes = 0
         self.socket = _socket(context, zmq.PUSH, endpoint, hwm, curve)
         try:
@@ -153,44 +154,45 @@ class Sender:
 
     def send(self, item: Batch | Cut, epoch: int) -> bool:
         """Send a batch or a cut, or keep it for `flush`; False if it was dropped."""
-        if self.flush() and self._send(item, epoch):
+        if self.flush():
+            number = self._take_number()
+            if not self._send(item, epoch, number):
+                self._keep(item, epoch, number)
             return True
         size = len(item.data) if isinstance(item, Batch) else 0
         if self._pending_bytes + size > MOST_PENDING:
-            self._number += 1
+            self._take_number()
             self.counters["full"] += 1
-            if isinstance(item, Batch):
-                self.counters["dropped_frames"] += len(item.lengths)
+            self._count_dropped(item)
             return False
-        self._keep(item, epoch)
-        self._pending_bytes += size
+        last = self._pending[-1]
+        if isinstance(item, Batch) and _joins(last, item, epoch, self._number):
+            last.item.data += item.data  # type: ignore[union-attr, operator]
+            last.item.lengths.extend(item.lengths)  # type: ignore[union-attr]
+            self._pending_bytes += size
+        else:
+            self._keep(item, epoch, self._take_number())
         return True
 
-    def _keep(self, item: Batch | Cut, epoch: int) -> None:
-        """Queue a copy, joined to the last batch where that has room."""
-        if isinstance(item, Cut):
-            self._pending.append((item, epoch))
-            return
-        last, its_epoch = self._pending[-1] if self._pending else (None, epoch)
-        if (
-            isinstance(last, Batch)
-            and isinstance(last.data, bytearray)
-            and (last.vnet, its_epoch) == (item.vnet, epoch)
-            and len(last.data) + len(item.data) <= MAX_BATCH
-        ):
-            last.data += item.data
-            last.lengths.extend(item.lengths)
-            return
-        self._pending.append((Batch(bytearray(item.data), item.lengths[:], item.vnet), epoch))
+    def _take_number(self) -> int:
+        self._number += 1
+        return self._number - 1
+
+    def _keep(self, item: Batch | Cut, epoch: int, number: int) -> None:
+        """Queue a copy."""
+        if isinstance(item, Batch):
+            self._pending_bytes += len(item.data)
+            item = Batch(bytearray(item.data), item.lengths[:], item.vnet)
+        self._pending.append(_Pending(item, epoch, number))
 
     def flush(self) -> bool:
         """Send what waits; True if nothing waits any more."""
         while self._pending:
-            item, epoch = self._pending[0]
-            if not self._send(item, epoch):
+            waiting = self._pending[0]
+            if not self._send(waiting.item, waiting.epoch, waiting.number):
                 return False
             self._pending.popleft()
-            self._pending_bytes -= len(item.data) if isinstance(item, Batch) else 0
+            self._pending_bytes -= len(waiting.item.data) if isinstance(waiting.item, Batch) else 0
         return True
 
     @property
@@ -198,14 +200,13 @@ class Sender:
         """Something waits for the socket to take messages again."""
         return bool(self._pending)
 
-    def _send(self, item: Batch | Cut, epoch: int) -> bool:
-        header, frames = encode(Message(self.stream, self._boot, epoch, self._number, item, self._guest))
+    def _send(self, item: Batch | Cut, epoch: int, number: int) -> bool:
+        header, frames = encode(Message(self.stream, self._boot, epoch, number, item, self._guest))
         try:
             # One copy: libzmq takes the bytes before this returns, so a reused buffer is safe.
             self.socket.send_multipart((header, frames), zmq.DONTWAIT)
         except zmq.Again:
             return False
-        self._number += 1
         self.counters["messages"] += 1
         if isinstance(item, Cut):
             self.counters["cuts"] += 1
@@ -214,9 +215,43 @@ class Sender:
             self.counters["bytes"] += len(item.data)
         return True
 
+    def _count_dropped(self, item: Batch | Cut) -> None:
+        if isinstance(item, Batch):
+            self.counters["dropped_frames"] += len(item.lengths)
+
     def close(self) -> None:
-        """Close the socket; what is queued is still delivered within LINGER."""
+        """Deliver what waits, for LINGER milliseconds at most, count what could not be, and close the socket.
+
+        On ipc libzmq throws away what a back-pressured consumer had not read yet; it sees a new boot id.
+        """
+        until = time.monotonic() + LINGER / 1000
+        while not self.socket.closed and not self.flush() and time.monotonic() < until:
+            self.socket.poll(max(0, round((until - time.monotonic()) * 1000)), zmq.POLLOUT)
+        while self._pending:
+            self._count_dropped(self._pending.popleft().item)
         self.socket.close()
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A message that waits in a producer."""
+
+    item: Batch | Cut
+    epoch: int
+    number: int
+
+
+def _joins(last: _Pending, batch: Batch, epoch: int, following: int) -> bool:
+    """Whether a batch can go into the same message as the last one that waits.
+
+    following: the next message number; if one was used up in between, a message was dropped there.
+    """
+    return (
+        isinstance(last.item, Batch)
+        and last.number + 1 == following
+        and (last.item.vnet, last.epoch) == (batch.vnet, epoch)
+        and len(last.item.data) + len(batch.data) <= MAX_BATCH
+    )
 
 
 class Receiver:

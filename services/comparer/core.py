@@ -26,7 +26,7 @@ from lockstep.flow.key import describe
 from lockstep.streams import PRIMARY, RELEASED, SECONDARY, CommandError, Cut, Event, Gap, Item, Output
 from lockstep.wire import arp, ethernet, frame, icmp, tcp
 from lockstep.wire.frame import Frame, dissect
-from services.comparer.ease import STALL, ease, speaks_for_itself
+from services.comparer.ease import STALE, STALL, ease, speaks_for_itself
 from services.comparer.evidence import Evidence
 from services.comparer.flow import (
     DIFFERS,
@@ -82,6 +82,7 @@ COUNTERS = (
     "dropped_fragments",
     "dropped_full",
     "dropped_keep_alive",
+    "dropped_stale",
     "refused_flows",
     "secondary_malformed",
     "secondary_other_epoch",
@@ -161,7 +162,7 @@ class Core:
                     self._watch(flow, now)
                 continue
             if isinstance(flow, TcpFlow) and flow.held[0].arrived + STALL <= now:
-                self._ease(flow)
+                self._ease(flow, now)
             if flow.held and flow.state == PROTECTED:
                 self._watch(flow, now)
         self._table.sweep(now)
@@ -173,11 +174,18 @@ class Core:
         """A head that nobody matched is a divergence; a keep-alive that nobody matched is not missed."""
         head = flow.held[0]
         if isinstance(flow, TcpFlow) and flow.is_keep_alive(head.data, head.l4, head.payload, head.payload_end):
-            self._take_head(flow)
-            self.counters["dropped_keep_alive"] += 1
-            self._drain(flow)
+            self._drop_head(flow, "dropped_keep_alive")
         else:
             self._diverge(flow, self._finding(flow))
+
+    def _drop_head(self, flow: Flow, counter: str) -> None:
+        """Drop a head that nobody will miss; the others go on."""
+        before = flow.kept()
+        frames = flow.take_head().frames()
+        self._table.held -= frames
+        self._table.kept += flow.kept() - before
+        self.counters[counter] += frames
+        self._drain(flow)
 
     def next_deadline(self) -> float | None:
         """See Core in lockstep.streams."""
@@ -390,9 +398,12 @@ class Core:
             when = min(arrived + self._config.compare_timeout, max(arrived, now) + STALL)
             heapq.heappush(self._due, (when, self._ties, flow))
 
-    def _ease(self, flow: TcpFlow) -> None:
-        """Let out what is proven of a head that is stuck, and whatever that frees."""
+    def _ease(self, flow: TcpFlow, now: float) -> None:
+        """Let out what is proven of a head that is stuck, drop what is stale, and let out whatever that frees."""
         head = flow.held[0]
+        if head.arrived + STALE <= now and flow.is_stale(head):
+            self._drop_head(flow, "dropped_stale")
+            return
         eased = ease(flow, head, self._frame)
         if eased is None:
             return

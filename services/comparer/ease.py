@@ -25,6 +25,8 @@ _CHECKSUM = struct.Struct(">H")
 
 #: Seconds that a head waits before it is eased, and between two tries.
 STALL = 0.02
+#: Seconds that a head waits for the secondary to repeat bytes that were forgotten, before it is dropped.
+STALE = 0.1
 
 
 def ease(flow: TcpFlow, head: Held, f: Frame) -> tuple[bytes, bytes] | None:

@@ -35,7 +35,7 @@ _CHECKSUM = struct.Struct(">H")
 
 #: Bytes below the frontier that an active flow keeps, and seconds until an idle one gives them up.
 HISTORY = 256 << 10
-HISTORY_AGE = 2.0
+HISTORY_AGE = 5.0
 #: RSTs and urgent pointers of the secondary that are remembered.
 MOST_PLACES = 32
 #: Bytes before and after a difference in a report.
@@ -143,6 +143,16 @@ class TcpFlow(Flow):
         place = self._place(_SEGMENT.unpack_from(buf, l4)[0])
         said = self.said.read(place, end - payload)
         return first_difference(said, buf[payload : payload + len(said)])
+
+    def is_stale(self, head: Held) -> bool:
+        """Whether a held segment repeats bytes that were proven, released, and by now forgotten.
+
+        The secondary repeats them only if the client lacks them, and then the primary does so again.
+        """
+        seq, _, _, flags = _SEGMENT.unpack_from(head.data, head.l4)
+        if flags & (tcp.SYN | tcp.RST) or head.payload == head.payload_end:
+            return False
+        return self._place(seq) < self.frontier and not self.said.read(self._place(seq), 1)
 
     def reached(self, buf: Buffer, l4: int) -> bool:
         """Whether a segment begins at the frontier or before it."""

@@ -37,7 +37,7 @@ CONSUMERS = {stream: service for service, wiring in SERVICES.items() for stream 
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
-    with Stage(comparer={"compare_timeout": 1.0}, keep_logs=tmp_path) as stage:
+    with Stage(keep_logs=tmp_path) as stage:
         yield stage
         assert {name: service.alive() for name, service in stage.services.items()} == dict.fromkeys(NODES, True)
 

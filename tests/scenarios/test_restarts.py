@@ -57,7 +57,7 @@ def test_secondary_node_lost(stage: Stage, direction: str) -> None:
         stage.services["rewriter"].kill()
         end(transfer.servers[1])
         answer = control.request(stage.endpoint("comparer"), "failover", timeout=LONG)
-        assert answer == {"survivor": "primary"}
+        assert answer["survivor"] == "primary"
         assert transfer.running()
         result = transfer.finish()
     counted = counters(stage)

@@ -560,7 +560,9 @@ class Connection:
             return
         if p.flags & RST:
             if place == self.rcv:
-                self.host.plans.ended(self.label, self.host.name, "reset")
+                over = self.closing and self.una == self.queued + 1 and self.peer_fin is not None
+                over = over and self.rcv > (self.peer_fin or 0)
+                self.host.plans.ended(self.label, self.host.name, "finished" if over else "reset")
                 self._end()
             elif 0 < place - self.rcv < self.edge - self.rcv:
                 self._challenge(now)
