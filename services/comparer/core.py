@@ -579,10 +579,10 @@ class Core:
 
     def _cut(self, cut: Cut, now: float) -> None:
         """Follow prepare, commit and abort of the next epoch in the primary's stream."""
-        if cut.phase == "prepare" and cut.epoch == self.epoch + 1:
+        if cut.phase == "prepare" and cut.epoch > self.epoch:
             self._prepared = (cut.epoch, self._number + 1)
-        elif cut.phase == "commit" and cut.epoch > self.epoch:
-            self._commit(cut.epoch, now)
+        elif cut.phase == "commit":
+            self._commit(max(cut.epoch, self.epoch), now)
         elif cut.phase == "abort" and self._prepared is not None and cut.epoch == self._prepared[0]:
             self._prepared = None
         else:
@@ -593,7 +593,9 @@ class Core:
     def _commit(self, epoch: int, now: float) -> None:
         """Release, in the primary's order, what was said before the cut; the secondary is its copy now.
 
-        Without its prepare the place of the cut is unknown, so nothing is released for it.
+        Without its prepare the place of the cut is unknown, so nothing is released for it. The same
+        goes for an epoch that has passed already (a mirror that restarted counts anew): the secondary
+        was replaced all the same, and what the old one said proves nothing any more.
         """
         before = self._prepared[1] if self._prepared is not None and self._prepared[0] == epoch else 0
         leaving = []

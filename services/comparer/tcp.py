@@ -155,8 +155,8 @@ class TcpFlow(Flow):
         return self._place(seq) < self.frontier and not self.said.read(self._place(seq), 1)
 
     def reached(self, buf: Buffer, l4: int) -> bool:
-        """Whether a segment begins at the frontier or before it."""
-        return self._place(_SEGMENT.unpack_from(buf, l4)[0]) <= self.frontier
+        """Whether a segment begins at the frontier, or so little before it that its number is to be believed."""
+        return -HISTORY <= self._place(_SEGMENT.unpack_from(buf, l4)[0]) - self.frontier <= 0
 
     def fin_matches(self, buf: Buffer, l4: int, size: int) -> bool:
         """Whether the FIN behind a segment's `size` bytes stands where the secondary's does."""
@@ -274,7 +274,9 @@ class TcpFlow(Flow):
             begin = max(at - CONTEXT, place)
             primary = bytes(buf[payload + begin - place : min(payload + at - place + CONTEXT, end)])
             return Finding("data", at, primary, self.said.read(begin, at - begin + CONTEXT))
-        if self._past_fin(place + end - payload) or (flags & tcp.FIN and self._says_more(place + end - payload)):
+        if (end > payload and self._past_fin(place + end - payload)) or (
+            flags & tcp.FIN and self._says_more(place + end - payload)
+        ):
             return Finding("fin", min(p for p in (self.fin, place + end - payload) if p is not None))
         if end > payload:
             begin = payload + len(said)

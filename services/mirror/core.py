@@ -31,7 +31,6 @@ class Core:
 
     def __init__(self, config: Node) -> None:
         self.epoch = 0
-        self._prepared: int | None = None
         self.counters = dict.fromkeys(
             (
                 "network_frames",
@@ -72,17 +71,17 @@ class Core:
         return None
 
     def command(self, op: str, arguments: Mapping[str, Any], now: float) -> tuple[dict[str, Any], list[Output]]:
-        """`cut` with `epoch` and `phase`: put that cut into `primary` and `ingress`, at this very place."""
+        """`cut` with `epoch` and `phase`: put that cut into `primary` and `ingress`, at this very place.
+
+        The checkpointer owns the number; a mirror that restarted doesn't know what it was.
+        """
         if op != "cut":
             raise CommandError(f"the mirror has no `{op}`")
         epoch, phase = arguments.get("epoch"), arguments.get("phase")
         if type(epoch) is not int or phase not in PHASES:
             raise CommandError(f"a cut needs a number `epoch` and a `phase` of {', '.join(PHASES)}")
-        if phase == "prepare" and epoch != self.epoch + 1:
-            raise CommandError(f"epoch {epoch} can't follow epoch {self.epoch}; prepare {self.epoch + 1}")
-        if phase != "prepare" and epoch != self._prepared:
-            raise CommandError(f"epoch {epoch} was not prepared; send its prepare first")
-        self._prepared = epoch if phase == "prepare" else None
+        if phase != "abort" and epoch <= self.epoch:
+            raise CommandError(f"epoch {epoch} can't follow epoch {self.epoch}; choose a later one")
         if phase == "commit":
             self.epoch = epoch
         cut = Cut(epoch, phase)

@@ -51,6 +51,8 @@ class Core:
             ),
             0,
         )  # fmt: skip
+        #: After a start the first message of the primary's side tells which epoch this is.
+        self._epoch_known = False
         self._speaking = False
         self._rounds = config.redirector.announcements
         self._rounds_left = 0
@@ -86,13 +88,16 @@ class Core:
             return []
         if isinstance(item, Batch):
             self.counters["ingress_frames"] += len(item)
+            if not self._epoch_known:
+                self._epoch_known = True
+                self.epoch = max(self.epoch, item.epoch)
         return [(TO_GUEST, item)]
 
     def _from_guest(self, item: Batch | Cut) -> list[Output]:
         if isinstance(item, Cut):
             # The cut has been through the rewriter: what follows it is said in the new epoch.
             if item.phase == "commit":
-                self.epoch = item.epoch
+                self.epoch = max(self.epoch, item.epoch)
             return [] if self._speaking else [(SECONDARY, item)]
         self.counters["guest_frames"] += len(item)
         self._learn(item)

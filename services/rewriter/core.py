@@ -67,7 +67,7 @@ class Core:
                 return self._rewritten(item, now, from_guest=False)
         elif isinstance(item, Cut) and stream == TO_GUEST:
             if item.phase == "commit":
-                self.epoch = item.epoch
+                self.epoch = max(self.epoch, item.epoch)
                 self.counters["forgotten"] += len(self._connections)
                 self._connections.clear()
                 self._doomed.clear()

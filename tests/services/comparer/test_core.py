@@ -854,6 +854,31 @@ def test_a_commit_without_its_prepare_releases_nothing() -> None:
     assert sides.core.status()["held"] == 1
 
 
+def test_a_commit_of_a_past_epoch_forgets_what_the_secondary_said() -> None:
+    """A restarted mirror counts anew; the secondary was replaced all the same."""
+    sides = Sides()
+    sides.cut(3, "prepare")
+    sides.cut(3, "commit")
+    sides.secondary(udp(b"a"), epoch=3)
+    assert sides.cut(1, "commit") == []
+    assert sides.core.epoch == 3
+    assert sides.primary(udp(b"a")) == []
+
+
+def test_an_ack_behind_a_fin_that_nobody_matches_is_unmatched(sides: Sides) -> None:
+    sides.secondary(segment(ISN + 1, CLIENT_ISN + 1, flags=FIN))
+    sides.primary(segment(ISN + 1, CLIENT_ISN + 1, flags=FIN), segment(ISN + 2, CLIENT_ISN + 9))
+    sides.wait(4)
+    assert sides.named("divergence")[0]["reason"] == "unmatched"
+
+
+def test_a_pure_ack_with_a_number_from_another_space_does_not_leave(sides: Sides) -> None:
+    """The rewriter restarted, and no longer moves the secondary's numbers."""
+    sides.primary(segment(ISN + 1, CLIENT_ISN + 1001))
+    sides.now += 0.03
+    assert sides.secondary(segment(ISN + 1 - 1_000_000, CLIENT_ISN + 501)) == []
+
+
 def test_what_the_secondary_says_early_in_a_coming_epoch_waits_for_the_commit() -> None:
     sides = Sides()
     sides.cut(1, "prepare")

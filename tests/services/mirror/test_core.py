@@ -48,9 +48,8 @@ def test_a_cut_goes_into_primary_and_ingress(mirror: Core) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"epoch": 2, "phase": "prepare"},
-        {"epoch": 1, "phase": "commit"},
-        {"epoch": 1, "phase": "abort"},
+        {"epoch": 0, "phase": "prepare"},
+        {"epoch": 0, "phase": "commit"},
         {"epoch": True, "phase": "prepare"},
         {"epoch": 1, "phase": "begin"},
         {},
@@ -60,6 +59,10 @@ def test_a_cut_that_does_not_follow_is_refused(mirror: Core, arguments: dict[str
     with pytest.raises(CommandError):
         mirror.command("cut", arguments, 0.0)
     assert mirror.epoch == 0
+
+
+def test_a_restarted_mirror_takes_the_checkpointers_number(mirror: Core) -> None:
+    assert mirror.command("cut", {"epoch": 7, "phase": "commit"}, 0.0)[0] == {"epoch": 7}
 
 
 def test_an_unknown_request_is_refused(mirror: Core) -> None:

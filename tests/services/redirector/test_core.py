@@ -106,6 +106,12 @@ def test_the_new_epoch_is_stamped_once_the_cut_came_back_from_the_rewriter(redir
     assert redirector.epoch == 1
 
 
+def test_a_redirector_that_starts_later_learns_the_epoch_from_the_primarys_side(redirector: Core) -> None:
+    redirector.push("ingress", Batch.of([from_client(1, 2)], epoch=4), 0.0)
+    redirector.push("ingress", Batch.of([from_client(1, 2)], epoch=5), 0.0)
+    assert redirector.epoch == 4
+
+
 def test_gaps_are_counted_and_told(redirector: Core) -> None:
     (event,) = redirector.push("ingress", Gap("restarted"), 0.0)
     assert isinstance(event, Event)
