@@ -226,7 +226,8 @@ class Comparer(_Model):
         86_400.0, description="seconds until a silent flow is forgotten"
     )
     capture_dir: Path | None = Field(
-        None, description="folder that takes each divergence's report (.json) and packets (.pcapng)"
+        None,
+        description="folder of its own that takes each divergence's report (.json) and packets (.pcapng); read at start",
     )
     capture_files: Annotated[int, Field(ge=2, le=1_000_000)] = Field(
         100, description="files kept there, two for each divergence; the oldest go first"

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from lockstep.capture.pcapfile import Packet
 from lockstep.compare.datagrams import Datagram, Datagrams
 from lockstep.compare.finding import LIMIT, UNMATCHED, Finding
-from lockstep.compare.fragments import Fragment, Parts, Reassembly
+from lockstep.compare.fragments import Fragment, Parts, Reassembly, Whole
 from lockstep.compare.frames import as_ethernet, dissected
 from lockstep.compare.ledger import KEPT, PRIMARY, SECONDARY
 from lockstep.compare.segment import Segment
@@ -30,6 +30,7 @@ from lockstep.compare.stream import Stream
 from lockstep.flow.key import describe, flow_key
 from lockstep.wire import frame, icmp, ipv4, ipv6, tcp
 from lockstep.wire.frame import Frame, dissect
+from services.comparer.datagram import content
 
 _SEGMENT = struct.Struct(">4xIIBB")  # ports, seq, ack, data offset, flags
 
@@ -102,6 +103,8 @@ class Comparison:
         #: The one that was silent for longest comes first.
         self._flows: OrderedDict[bytes, Stream | Datagrams] = OrderedDict()
         self._costs = [0, 0, 0]
+        #: At the end, each stream's distances: they are those of the acks that come back.
+        self._shifts: dict[bytes, tuple[int, ...]] = {}
         #: Flows that were told and are not looked at again.
         self._told: set[bytes] = set()
 
@@ -145,6 +148,12 @@ class Comparison:
         for side, reassembly in enumerate(self._reassemblies):
             for fragment in reassembly.rest():
                 self._loose(side, fragment)
+        for key, flow in self._flows.items():
+            if isinstance(flow, Stream):
+                before = [*flow.costs]
+                flow.settle()
+                self._account(flow, before)
+                self._shifts[key] = flow.shifts
         for key in list(self._flows):
             self._conclude(key, limit=False)
         self.divergences.sort(key=lambda found: found.finding.primary_frame or found.finding.secondary_frame)
@@ -166,14 +175,16 @@ class Comparison:
             options = _options(data, at, payload) if flags & tcp.SYN else b""
             self._take(side, flow_key(f, data), Segment(number, seq, ack, flags, size, known, options, parts))
             return
-        head = b""
+        head = essence = b""
         if f.kind in (frame.ICMP, frame.ICMPV6):
             head = data[f.l4 : f.l4 + icmp.CHECKSUM] + data[f.l4 + icmp.CHECKSUM + 2 : payload]
+            if data[f.l4] in (icmp.V4_ERRORS if f.kind == frame.ICMP else icmp.V6_ERRORS):
+                essence = content(data[: payload + len(known)], f.kind, f.l4, payload, payload + len(known))
         elif f.kind == frame.FRAGMENT:  # one that was cut by the snap length
             head, known, size = data[payload : payload + 2], data[f.l4 : there], f.payload_end - f.l4
         elif f.kind == frame.UNKNOWN:
             size += max(0, missing)
-        self._take(side, flow_key(f, data), Datagram(number, head, known, size, parts))
+        self._take(side, flow_key(f, data), Datagram(number, head, known, size, parts, essence))
 
     def _unreadable(self, side: int, packet: Packet, key: bytes) -> None:
         """Take a frame as the bytes it has."""
@@ -184,17 +195,23 @@ class Comparison:
         whole, given_up = self._reassemblies[side].take(f, data, flow_key(f, data), number)
         for fragment in given_up:
             self._loose(side, fragment)
-        if whole is None:
-            return
-        kind = dissect(f, whole.data, 0, len(whole.data))
-        if kind == frame.MALFORMED:
+        if whole is not None and not self._whole(side, whole):
             for fragment in whole.fragments:
                 self._loose(side, fragment)
-        elif kind != frame.CHATTER:
-            self._readable(side, f, whole.data, len(whole.data), 0, number, whole.parts)
+
+    def _whole(self, side: int, whole: Whole) -> bool:
+        """Take a datagram that came in fragments; False if it can't be read."""
+        f, data = self._frame, whole.data
+        kind = dissect(f, data, 0, len(data))
+        if kind not in (frame.CHATTER, frame.MALFORMED):
+            self._readable(side, f, data, len(data), 0, whole.fragments[0].frame, whole.parts)
+        return kind != frame.MALFORMED
 
     def _loose(self, side: int, fragment: Fragment) -> None:
-        """Take a fragment that is to be compared as it is."""
+        """Take a fragment without its others: as a segment if it begins one, else as it is."""
+        alone = fragment.alone()
+        if alone is not None and alone.protocol == frame.IPPROTO_TCP and self._whole(side, alone):
+            return
         head = fragment.start.to_bytes(2, "big") + bytes((fragment.more,))
         self._take(side, fragment.key, Datagram(fragment.frame, head, fragment.data, len(fragment.data)))
 
@@ -203,7 +220,7 @@ class Comparison:
     def _take(self, side: int, key: bytes, said: Segment | Datagram) -> None:
         flow = self._flows.get(key)
         if flow is None:
-            if key in self._told or len(self.divergences) >= self.limits.max_divergences:
+            if key in self._told or len(self._told) >= self.limits.max_divergences:
                 self.held += side == PRIMARY
                 return
             if len(self._flows) >= self.limits.max_flows:
@@ -213,24 +230,28 @@ class Comparison:
             self.flows += 1
         else:
             self._flows.move_to_end(key)
-        costs = flow.costs
-        primary, secondary, kept = costs
+        before = [*flow.costs]
         if isinstance(flow, Stream):
             assert isinstance(said, Segment)
             flow.take(side, said)
         else:
             assert isinstance(said, Datagram)
             flow.take(side, said)
+        self._account(flow, before)
         total = self._costs
-        total[PRIMARY] += costs[PRIMARY] - primary
-        total[SECONDARY] += costs[SECONDARY] - secondary
-        total[KEPT] += costs[KEPT] - kept
         if flow.hopeless:
             self._conclude(key, limit=False)
-        elif costs[side] > self.limits.max_flow_bytes:
+        elif flow.costs[side] > self.limits.max_flow_bytes:
             self._conclude(key, limit=True)
         if total[side] > self.limits.max_bytes or total[KEPT] > self.limits.max_history:
             self._make_room()
+
+    def _account(self, flow: Stream | Datagrams, before: list[int]) -> None:
+        """Follow what a flow costs."""
+        total, costs = self._costs, flow.costs
+        total[PRIMARY] += costs[PRIMARY] - before[PRIMARY]
+        total[SECONDARY] += costs[SECONDARY] - before[SECONDARY]
+        total[KEPT] += costs[KEPT] - before[KEPT]
 
     def _make_room(self) -> None:
         """Give up what is settled, or flows that wait, those that were silent for longest first."""
@@ -250,16 +271,31 @@ class Comparison:
         flow = self._flows.pop(key)
         for index, cost in enumerate(flow.costs):
             self._costs[index] -= cost
-        found = flow.conclude()
+        if isinstance(flow, Stream):
+            back = self._flows.get(_reversed(key))
+            shifts = back.shifts if isinstance(back, Stream) else self._shifts.get(_reversed(key), ())
+            found = flow.conclude(shifts)
+        else:
+            found = flow.conclude()
         if found is None:
             return
-        if limit and found.reason == UNMATCHED:
-            found = replace(found, reason=LIMIT)
+        held = flow.unmatched()
+        if found.reason == UNMATCHED:
+            held |= {found.primary_frame} - {0}
+            found = replace(found, reason=LIMIT) if limit else found
+        self.held += len(held)
         self._told.add(key)
-        self.held += len(flow.unmatched())
+        if len(self._told) == self.limits.max_divergences:
+            found = replace(found, reason=LIMIT)
         self.divergences.append(Divergence(key, flow_name(key), found))
-        if len(self.divergences) == self.limits.max_divergences:
-            self.divergences[-1] = replace(self.divergences[-1], finding=replace(found, reason=LIMIT))
+
+
+def _reversed(key: bytes) -> bytes:
+    """The key of the stream that goes the other way (`flow_key`)."""
+    at = 3 + 2 * key[0]
+    size = 4 if key[1] == 4 else 16
+    a, b, ports = key[at : at + size], key[at + size : at + 2 * size], key[at + 2 * size :]
+    return key[:at] + b + a + ports[2:] + ports[:2]
 
 
 def flow_name(key: bytes) -> str:
@@ -272,8 +308,9 @@ def flow_name(key: bytes) -> str:
 
 
 def _options(data: bytes, l4: int, payload: int) -> bytes:
-    """What a SYN says besides its ack: flags, and options without clock values."""
-    options = tcp.options_signature(data, l4 + tcp.HEADER, payload)
-    if options is None:
-        options = b"malformed" + data[l4 + tcp.HEADER : payload]
-    return bytes((data[l4 + tcp.FLAGS] & ~tcp.PSH,)) + options
+    """What a SYN says besides its ack: its flags, and options without clock values and without acks (SACK)."""
+    options = bytearray(data[l4 + tcp.HEADER : payload])
+    _, sack, blocks = tcp.find_options(options, 0, len(options))
+    if blocks:
+        options[sack + 2 : sack + 2 + 8 * blocks] = bytes(8 * blocks)
+    return bytes((data[l4 + tcp.FLAGS] & ~tcp.PSH,)) + tcp.options_signature(options, 0, len(options))

@@ -1,7 +1,8 @@
 """What is no stream (UDP, ICMP, other IP, other ethertypes, frames that can't be read): whole, in order, per flow.
 
 Either file's datagram is looked for among the next `window` that the other has to say, so the two may be
-reordered that far. One that was overtaken by more is not going to be matched.
+reordered that far. One that was overtaken by more is not going to be matched. Of several that say the same,
+the one is taken that stands where it should: then what is left over is the one that differs, not the last.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lockstep.compare.finding import DATA, UNMATCHED, Finding
-from lockstep.compare.ledger import COST, PRIMARY
+from lockstep.compare.ledger import COST, PRIMARY, SECONDARY
 from services.comparer.said import first_difference
 
 
@@ -19,7 +20,8 @@ class Datagram:
 
     frame: its number in its file. head: what is compared but is no payload (ICMP's type and the like).
     data: the payload that was captured, the beginning of `size` bytes. parts: of one that came in
-    fragments, the frames its payload came in, as `(offset, frame)`.
+    fragments, the frames its payload came in, as `(offset, frame)`. essence: of an ICMP error, what the
+    comparer compares of it; to say the same in that is enough.
     """
 
     frame: int
@@ -27,11 +29,15 @@ class Datagram:
     data: bytes
     size: int
     parts: tuple[tuple[int, int], ...] = ()
+    essence: bytes = b""
+    index: int = 0
     offset: int = 0
     overtaken: int = 0
 
     def says(self, other: Datagram) -> bool:
         """Whether the two say the same, as far as they were captured."""
+        if self.essence and self.essence == other.essence:
+            return True
         if self.size != other.size or self.head != other.head:
             return False
         if len(self.data) == len(other.data):
@@ -47,7 +53,7 @@ class Datagram:
 class Datagrams:
     """One direction of one flow. costs: of what each file alone has said, in bytes; what both have costs nothing."""
 
-    __slots__ = ("_open", "_said", "_window", "costs", "hopeless")
+    __slots__ = ("_count", "_lag", "_open", "_said", "_window", "costs", "hopeless")
 
     def __init__(self, window: int) -> None:
         self._window = window
@@ -55,28 +61,46 @@ class Datagrams:
         self._open: tuple[list[Datagram], list[Datagram]] = ([], [])
         #: Payload bytes of either file so far.
         self._said = [0, 0]
+        #: Datagrams of either file so far, and how far ahead the primary's count stood at the last match.
+        self._count = [0, 0]
+        self._lag = 0
         self.costs = [0, 0, 0]
         self.hopeless = False
 
     def take(self, side: int, said: Datagram) -> None:
         """One file has this datagram next."""
-        said.offset = self._said[side]
+        said.offset, said.index = self._said[side], self._count[side]
         self._said[side] += said.size
+        self._count[side] += 1
         own, others = self._open[side], self._open[1 - side]
-        for index, other in enumerate(others):
+        index = self._find(side, said)
+        if index is None:
+            own.append(said)
+            self.costs[side] += len(said.data) + len(said.head) + COST
+            self.hopeless |= min(len(own), len(others)) > self._window
+            return
+        other = others[index]
+        del others[index]
+        self._lag = other.index - said.index if side == SECONDARY else said.index - other.index
+        self.costs[1 - side] -= len(other.data) + len(other.head) + COST
+        for passed in (others[0] if index else None, own[0] if own else None):
+            if passed is not None:
+                passed.overtaken += 1
+                self.hopeless |= passed.overtaken > self._window
+
+    def _find(self, side: int, said: Datagram) -> int | None:
+        """Which of the other file's datagrams says the same: the one nearest to where the last ones matched."""
+        expected = said.index + (self._lag if side == SECONDARY else -self._lag)
+        found, least = None, 0
+        for index, other in enumerate(self._open[1 - side]):
             if index > self._window:
                 break
-            if other.says(said):
-                del others[index]
-                self.costs[1 - side] -= len(other.data) + len(other.head) + COST
-                for passed in (others[0] if index else None, own[0] if own else None):
-                    if passed is not None:
-                        passed.overtaken += 1
-                        self.hopeless |= passed.overtaken > self._window
-                return
-        own.append(said)
-        self.costs[side] += len(said.data) + len(said.head) + COST
-        self.hopeless |= min(len(own), len(others)) > self._window
+            away = abs(other.index - expected)
+            if (found is None or away < least) and other.says(said):
+                found, least = index, away
+                if not away:
+                    break
+        return found
 
     def relax(self) -> None:
         """There is nothing to give up."""

@@ -1,6 +1,7 @@
 """IP fragments of one file, put together again, so that a datagram counts and not the way it was cut.
 
-Fragments that overlap without saying the same, that leave a hole, or that make up more than IP can carry
+The comparer's reassembly refuses fragments that overlap. Here they may, as long as they agree: captures show
+fragments twice. Those that contradict each other, that leave a hole, or that make up more than IP can carry
 are given back as they came, to be compared one by one.
 """
 
@@ -14,24 +15,41 @@ from lockstep.wire.frame import Frame
 
 #: Datagrams in pieces that are kept at once, and finished ones whose fragments are known when they come again.
 MOST_OPEN = 256
-MOST_DONE = 256
-MOST_FRAGMENTS = 1024
+MOST_DONE = 64
+MOST_FRAGMENTS = 128
 _LARGEST = 0xFFFF
 
-
-#: Where the bytes of a frame's payload came in, as `(offset, number of the frame)`.
+#: Where the bytes of a frame came in, as `(offset, number of the frame)`.
 Parts = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """One fragment: its frame's number and bytes, and the flow that it belongs to by its addresses."""
+    """One fragment.
+
+    frame: number of its frame. key: its flow, by its addresses. start, more: its place in the datagram.
+    header: of a first fragment, the frame up to `data`, without the sign of a fragment; in it the IP
+    header begins at `l3`. protocol: what the datagram carries.
+    """
 
     frame: int
     key: bytes
+    version: int
+    protocol: int
     start: int
     more: bool
     data: bytes
+    header: bytes = b""
+    l3: int = 0
+
+    @property
+    def end(self) -> int:
+        """Place behind its data."""
+        return self.start + len(self.data)
+
+    def alone(self) -> Whole | None:
+        """A first fragment as if there were no others; None for a later one."""
+        return _joined([self]) if self.header else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +61,11 @@ class Whole:
     fragments: tuple[Fragment, ...]
 
     @property
+    def protocol(self) -> int:
+        """What it carries."""
+        return self.fragments[0].protocol
+
+    @property
     def parts(self) -> Parts:
         """Which of the frame's bytes came in which frame."""
         return tuple((self.start + part.start, part.frame) for part in self.fragments)
@@ -50,43 +73,40 @@ class Whole:
 
 @dataclass(slots=True)
 class _Datagram:
-    """One that isn't whole. header: the first fragment's frame up to its data; in it the IP header begins at `l3`."""
+    """One that isn't whole: its fragments, none of them twice."""
 
-    fragments: dict[int, Fragment] = field(default_factory=dict)
-    header: bytes = b""
-    l3: int = 0
-    size: int | None = None
-    held: int = 0
+    fragments: list[Fragment] = field(default_factory=list)
 
-    def add(self, fragment: Fragment) -> bool:
-        """Take a fragment that is clear of the others, or one of them again; False for any other."""
-        again = self.fragments.get(fragment.start)
-        if again is not None:
-            return (again.more, again.data) == (fragment.more, fragment.data)
-        end = fragment.start + len(fragment.data)
-        if len(self.fragments) == MOST_FRAGMENTS or not fragment.data:
+    def agrees(self, fragment: Fragment) -> bool:
+        """Whether a fragment says nothing else than those before it."""
+        if not fragment.data or len(self.fragments) == MOST_FRAGMENTS:
             return False
-        if self.size is not None and (not fragment.more or end > self.size):
-            return False
-        for other in self.fragments.values():
-            if fragment.start < other.start + len(other.data) and other.start < end:
+        for other in self.fragments:
+            low, high = max(fragment.start, other.start), min(fragment.end, other.end)
+            if (
+                low < high
+                and fragment.data[low - fragment.start : high - fragment.start]
+                != other.data[low - other.start : high - other.start]
+            ):
                 return False
-        self.fragments[fragment.start] = fragment
-        self.held += len(fragment.data)
-        if not fragment.more:
-            self.size = end
-        return self.size is None or self.held <= self.size
+            for last, any_other in ((fragment, other), (other, fragment)):
+                if not last.more and (any_other.end > last.end or (not any_other.more and any_other.end != last.end)):
+                    return False
+        return True
 
-    def joined(self, version: int) -> Whole | None:
-        """The whole of it; None where that is more than IP can carry."""
-        parts = sorted(self.fragments.values(), key=lambda part: part.start)
-        frame = bytearray(self.header + b"".join(part.data for part in parts))
-        length = len(frame) - self.l3 - (ipv6.HEADER if version == 6 else 0)
-        if length > _LARGEST:
+    def add(self, fragment: Fragment) -> Whole | None:
+        """Take a fragment that agrees; the whole, if this completes it."""
+        if not any(other.start <= fragment.start and fragment.end <= other.end for other in self.fragments):
+            self.fragments.append(fragment)
+            self.fragments.sort(key=lambda part: part.start)
+        at = 0
+        for part in self.fragments:
+            if part.start > at:
+                return None
+            at = max(at, part.end)
+        if all(part.more for part in self.fragments) or not self.fragments[0].header:
             return None
-        field_at = self.l3 + (ipv6.PAYLOAD_LENGTH if version == 6 else ipv4.TOTAL_LENGTH)
-        frame[field_at : field_at + 2] = length.to_bytes(2, "big")
-        return Whole(bytes(frame), len(self.header), tuple(parts))
+        return _joined(self.fragments)
 
 
 class Reassembly:
@@ -94,58 +114,75 @@ class Reassembly:
 
     def __init__(self) -> None:
         self._open: dict[bytes, _Datagram] = {}
-        self._done: dict[bytes, frozenset[tuple[int, int]]] = {}
+        self._done: dict[bytes, _Datagram] = {}
 
     def take(self, f: Frame, data: bytes, key: bytes, number: int) -> tuple[Whole | None, list[Fragment]]:
-        """Add a fragment: the datagram that it completes, if any, and fragments that are given up for it."""
-        ident, start, more = _place(f, data)
-        name = key + ident
-        fragment = Fragment(number, key, start, more, data[f.l4 : f.payload_end])
-        if (start, hash(fragment.data)) in self._done.get(name, ()):
+        """Add the fragment of a dissected frame: the datagram that it completes, if any, and what is given up."""
+        name, fragment = _fragment(f, data, key, number)
+        done = self._done.get(name)
+        if done is not None and _holds(done, fragment):
             return None, []
+        given_up: list[Fragment] = []
         known = self._open.get(name)
-        given_up = []
         if known is None:
             if len(self._open) == MOST_OPEN:
-                given_up = [*self._open.pop(next(iter(self._open))).fragments.values()]
+                given_up = self._open.pop(next(iter(self._open))).fragments
             known = self._open[name] = _Datagram()
-        if not known.add(fragment):
+        if not known.agrees(fragment):
             del self._open[name]
-            return None, [*given_up, *known.fragments.values(), fragment]
-        if not start:
-            known.header, known.l3 = _unfragmented(f, data), f.l3
-        if known.held != known.size:
-            return None, given_up
-        del self._open[name]
-        whole = known.joined(f.version)
-        if whole is None:
-            return None, [*given_up, *known.fragments.values()]
-        self._done[name] = frozenset((part.start, hash(part.data)) for part in known.fragments.values())
-        if len(self._done) > MOST_DONE:
-            del self._done[next(iter(self._done))]
+            return None, [*given_up, *known.fragments, fragment]
+        whole = known.add(fragment)
+        if whole is not None:
+            del self._open[name]
+            self._done[name] = known
+            if len(self._done) > MOST_DONE:
+                del self._done[next(iter(self._done))]
         return whole, given_up
 
     def rest(self) -> Iterator[Fragment]:
         """What never became whole."""
         for known in self._open.values():
-            yield from known.fragments.values()
+            yield from known.fragments
         self._open.clear()
 
 
-def _place(f: Frame, data: bytes) -> tuple[bytes, int, bool]:
-    """Identification, offset in bytes, and whether more follow (RFC 791 §3.1, RFC 8200 §4.5)."""
+def _holds(done: _Datagram, fragment: Fragment) -> bool:
+    """Whether a finished datagram says what this fragment does."""
+    last = done.fragments[-1].end
+    return done.agrees(fragment) and fragment.end <= last and fragment.more == (fragment.end < last)
+
+
+def _fragment(f: Frame, data: bytes, key: bytes, number: int) -> tuple[bytes, Fragment]:
+    """The name of its datagram, and the fragment (RFC 791 §3.1, RFC 8200 §4.5)."""
     word = data[f.payload] << 8 | data[f.payload + 1]
     if f.version == 4:
         ident = data[f.l3 + ipv4.IDENT : f.l3 + ipv4.IDENT + 2]
-        return ident, (word & ipv4.OFFSET_MASK) << 3, bool(word & ipv4.MORE_FRAGMENTS)
-    return data[f.payload + 2 : f.payload + 6], word & 0xFFF8, bool(word & 1)
+        start, more = (word & ipv4.OFFSET_MASK) << 3, bool(word & ipv4.MORE_FRAGMENTS)
+    else:
+        ident, start, more = data[f.payload + 2 : f.payload + 6], word & 0xFFF8, bool(word & 1)
+    header = b"" if start else _unfragmented(f, data)
+    return key + ident, Fragment(
+        number, key, f.version, f.protocol, start, more, data[f.l4 : f.payload_end], header, f.l3
+    )
 
 
 def _unfragmented(f: Frame, data: bytes) -> bytes:
-    """The frame's headers without the sign of a fragment."""
-    if f.version == 4:
-        header = bytearray(data[: f.l4])
-        header[f.l3 + ipv4.FRAGMENT : f.l3 + ipv4.FRAGMENT + 2] = b"\0\0"
-        return bytes(header)
-    # Of IPv6's fragment header offset and flag go, and what is left is an atomic fragment (RFC 6946).
+    """The frame's headers without the sign of a fragment: of IPv6, an atomic one is left (RFC 6946)."""
     return data[: f.payload] + b"\0\0" + data[f.payload + 2 : f.l4]
+
+
+def _joined(fragments: list[Fragment]) -> Whole | None:
+    """Fragments in order and without a hole as one frame; None if that is more than IP can carry."""
+    first = fragments[0]
+    frame = bytearray(first.header)
+    for part in fragments:
+        frame[len(first.header) + part.start : len(first.header) + part.end] = part.data
+    length = len(frame) - first.l3
+    at = first.l3 + ipv4.TOTAL_LENGTH
+    if first.version == 6:
+        length -= ipv6.HEADER
+        at = first.l3 + ipv6.PAYLOAD_LENGTH
+    if length > _LARGEST:
+        return None
+    frame[at : at + 2] = length.to_bytes(2, "big")
+    return Whole(bytes(frame), len(first.header), tuple(fragments))

@@ -26,6 +26,8 @@ MOST_SETTLED = 512
 #: Pending pieces that contradict another: beyond this nothing is to be hoped for.
 MOST_CONTRADICTIONS = 1024
 MOST_LAYERS = 16
+#: Retransmissions whose frames are remembered, at least; twice as many at most.
+MOST_AGAIN = 32
 #: What a piece costs besides its bytes.
 COST = 256
 
@@ -34,15 +36,17 @@ class Piece:
     """Bytes at `start` to `end`; None for bytes that were not captured, which agree with any.
 
     frames: number of the frame in the primary's and the secondary's file; 0 where it hasn't said them.
+    against: the frame in which the other file had said otherwise when this was said; 0 if it hadn't.
     """
 
-    __slots__ = ("data", "end", "frames", "start")
+    __slots__ = ("against", "data", "end", "frames", "start")
 
-    def __init__(self, start: int, end: int, data: bytes | None, frames: list[int]) -> None:
+    def __init__(self, start: int, end: int, data: bytes | None, frames: list[int], against: int = 0) -> None:
         self.start = start
         self.end = end
         self.data = data
         self.frames = frames
+        self.against = against
 
     def part(self, start: int, end: int) -> bytes | None:
         """Its bytes from one number to another."""
@@ -68,15 +72,17 @@ class _Layer:
 
 
 class Ledger:
-    """See the module. costs: of each file's pending pieces, and of settled ones, in bytes; a list shared with others."""
+    """See the module. costs: of each file's pending pieces, and of settled ones, in bytes; a shared list."""
 
-    __slots__ = ("_layers", "_settled", "_settled_bytes", "contradictions", "costs")
+    __slots__ = ("_again", "_layers", "_settled", "_settled_bytes", "contradictions", "costs")
 
     def __init__(self, costs: list[int]) -> None:
         self._layers = [_Layer()]
         self._settled: list[Piece] = []
         self._settled_bytes = 0
         self.costs = costs
+        #: What was said again: by which file, from where to where, in which frame.
+        self._again: list[tuple[int, int, int, int]] = []
         #: Pieces that went above the first layer and that have not been settled.
         self.contradictions = 0
 
@@ -104,6 +110,8 @@ class Ledger:
                     self._remember(piece)
                     if self._is_full():
                         self.forget(HISTORY, MOST_SETTLED)
+                else:
+                    self._repeat(side, start, end, frame)
                 return
             behind = piece.end <= start
         else:
@@ -139,16 +147,15 @@ class Ledger:
             if start < low:
                 left.append((start, low))
             runs = _equal_runs(said, piece, low, high)
-            at = low
-            for begin, stop in runs:
-                if at < begin:
-                    left.append((at, begin))
-                at = stop
-            if at < high:
-                left.append((at, high))
+            others = _between(runs, low, high)
+            if others and piece.frames[1 - side] and not said.against:
+                said.against = self.said_by(1 - side, others[0][0])
+            left += others
             if runs and not piece.frames[side]:
                 index += self._settle(layer, index, side, said, runs)
             else:
+                if runs:
+                    self._repeat(side, low, high, said.frames[side])
                 index += 1
             start = high
         if start < end:
@@ -184,7 +191,7 @@ class Ledger:
     def _pending(self, layer: _Layer, side: int, of: Piece, start: int, end: int) -> Piece:
         self.costs[side] += end - start + COST
         self.contradictions += layer is not self._layers[0]
-        return Piece(start, end, of.part(start, end), list(of.frames))
+        return Piece(start, end, of.part(start, end), list(of.frames), of.against)
 
     def _place(self, side: int, said: Piece, start: int, end: int) -> None:
         """Put what is new where a layer has room for it."""
@@ -223,6 +230,11 @@ class Ledger:
         self._settled_bytes += piece.end - piece.start
         self.costs[KEPT] += piece.end - piece.start + COST
 
+    def _repeat(self, side: int, start: int, end: int, frame: int) -> None:
+        self._again.append((side, start, end, frame))
+        if len(self._again) > 2 * MOST_AGAIN:
+            del self._again[:MOST_AGAIN]
+
     def _is_full(self) -> bool:
         return self._settled_bytes > 2 * HISTORY or len(self._settled) > 2 * MOST_SETTLED
 
@@ -250,8 +262,22 @@ class Ledger:
         """Every pending piece."""
         return [piece for layer in self._layers for piece in layer.pieces if not (piece.frames[0] and piece.frames[1])]
 
+    def expects(self, side: int, start: int, data: bytes) -> bool:
+        """Whether the other file alone has said this."""
+        for layer in self._layers:
+            index = layer.first(start)
+            if index < len(layer.pieces) and layer.pieces[index].start <= start:
+                piece = layer.pieces[index]
+                size = min(len(data), piece.end - start)
+                if not piece.frames[side] and piece.part(start, start + size) in (None, data[:size]):
+                    return True
+        return False
+
     def said_by(self, side: int, number: int) -> int:
-        """A frame of one file that says a byte at a number; 0 if none is known."""
+        """The latest frame known of one file that says a byte at a number; 0 if there is none."""
+        for who, start, end, frame in reversed(self._again):
+            if who == side and start <= number < end:
+                return frame
         for layer in reversed(self._layers):
             index = layer.first(number)
             if index < len(layer.pieces) and layer.pieces[index].start <= number and layer.pieces[index].frames[side]:
@@ -264,13 +290,17 @@ def _equal_runs(said: Piece, piece: Piece, start: int, end: int) -> list[tuple[i
     mine, theirs = said.part(start, end), piece.part(start, end)
     if mine is None or theirs is None or mine == theirs:
         return [(start, end)]
-    runs = []
-    at = start
-    for index, (a, b) in enumerate(zip(mine, theirs, strict=True), start):
-        if a != b:
-            if at < index:
-                runs.append((at, index))
-            at = index + 1
-    if at < end:
-        runs.append((at, end))
-    return runs
+    differing = [(at, at + 1) for at, (a, b) in enumerate(zip(mine, theirs, strict=True), start) if a != b]
+    return _between(differing, start, end)
+
+
+def _between(runs: list[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
+    """What of `start` to `end` no run covers."""
+    left = []
+    for begin, stop in runs:
+        if start < begin:
+            left.append((start, begin))
+        start = stop
+    if start < end:
+        left.append((start, end))
+    return left

@@ -58,6 +58,11 @@ class Origin:
         """Where a number of this side's stands in its stream."""
         return self.top_place + diff(number, self.top)
 
+    @property
+    def ack_highest(self) -> int:
+        """The highest ack."""
+        return add(self.ack_first, self.ack_end)
+
     def fits(self, segment: Segment) -> bool:
         """Whether a segment can belong to this connection: it is no other's SYN, and not far away."""
         if segment.syn:
@@ -73,7 +78,7 @@ class Origin:
         if self.isn is not None or self.mate is not None or self.count > MOST_EDGES:
             return False
         begin = add(segment.seq, 1)
-        if not 0 <= diff(_lowest(self.edges), begin) < JUMP:
+        if not -1 <= diff(_lowest(self.edges), begin) < JUMP:
             return False
         self.isn = segment.seq
         self.top_place = diff(self.top, begin)

@@ -26,12 +26,12 @@ MOST_ORIGINS = 32
 class Stream:
     """See the module. costs: of what each file alone has said, and of what both have, in bytes."""
 
-    __slots__ = ("_ledger", "_marks", "_origins", "_shifts", "costs")
+    __slots__ = ("_ledger", "_marks", "_origins", "costs", "shifts")
 
     def __init__(self) -> None:
         self._origins: tuple[list[Origin], list[Origin]] = ([], [])
         #: Distances that were found, the latest last.
-        self._shifts: list[int] = []
+        self.shifts: tuple[int, ...] = ()
         self.costs = [0, 0, 0]
         self._ledger = Ledger(self.costs)
         self._marks = Marks(self.costs)
@@ -82,8 +82,8 @@ class Stream:
             if mate is not None:
                 mate.mate, origin.mate = origin, mate
                 mate.edges, origin.edges = {}, {}
-                if shift not in self._shifts:
-                    self._shifts = [*self._shifts[1 - MOST_ORIGINS :], shift]
+                if shift not in self.shifts:
+                    self.shifts = (*self.shifts[1 - MOST_ORIGINS :], shift)
             waiting, origin.waiting = origin.waiting, []
             for segment in waiting:
                 self.costs[SECONDARY] -= COST + segment.size
@@ -91,7 +91,7 @@ class Stream:
 
     def _mate(self, origin: Origin, force: bool) -> tuple[Origin | None, int] | None:
         free = [other for other in self._origins[PRIMARY] if other.mate is None]
-        for shift in dict.fromkeys([*reversed(self._shifts), 0]):
+        for shift in dict.fromkeys([*reversed(self.shifts), 0]):
             for other in free:
                 if agree(other, origin, shift):
                     return other, shift
@@ -103,7 +103,16 @@ class Stream:
                     best = (score, other, shift)
         if best is not None:
             return best[1], best[2]
-        return (None, self._shifts[-1] if self._shifts else 0) if force else None
+        return (None, self._likely(origin)) if force else None
+
+    def _likely(self, origin: Origin) -> int:
+        """For an origin without a mate: a distance under which it says what the primary alone has said."""
+        shifts = [*dict.fromkeys([*reversed(self.shifts), 0])]
+        for shift in shifts:
+            for segment in origin.waiting:
+                if segment.size and self._ledger.expects(SECONDARY, add(segment.seq, shift), segment.data):
+                    return shift
+        return shifts[0]
 
     def _say(self, side: int, shift: int, segment: Segment) -> None:
         number = (segment.seq + shift) & MASK
@@ -144,19 +153,20 @@ class Stream:
 
     # --- what it comes to
 
-    def conclude(self) -> Finding | None:
-        """The first difference, if nothing more comes. None if the files are equal."""
+    def settle(self) -> None:
+        """Nothing more comes: what waits for the primary waits no longer."""
         self._join(force=True)
-        found = [*self._differences()]
-        if not found:
-            found = [*self._acks()]
+
+    def conclude(self, back: tuple[int, ...] = ()) -> Finding | None:
+        """The first difference, if nothing more comes; None if there is none. back: distances of what is acked."""
+        self.settle()
+        found = [*self._differences()] or [*self._acks(back)]
         return min(found, key=lambda finding: (finding.offset, finding.reason == UNMATCHED), default=None)
 
     def unmatched(self) -> set[int]:
         """The primary's frames of which something is pending."""
         frames = {piece.frames[PRIMARY] for piece in self._ledger.leftover()}
         frames |= {frames[PRIMARY] for _, frames in self._marks.leftover()}
-        frames |= {finding.primary_frame for finding in self._acks()}
         return frames - {0}
 
     def _differences(self) -> Iterator[Finding]:
@@ -180,32 +190,21 @@ class Stream:
     def _difference(self, piece: Piece) -> Finding:
         frames = list(piece.frames)
         other = SECONDARY if frames[PRIMARY] else PRIMARY
-        frames[other] = self._ledger.said_by(other, piece.start)
+        frames[other] = piece.against or self._ledger.said_by(other, piece.start)
         return Finding(DATA if frames[other] else UNMATCHED, self._offset(piece.start), *frames)
 
-    def _acks(self) -> Iterator[Finding]:
+    def _acks(self, back: tuple[int, ...]) -> Iterator[Finding]:
         """Where one file has acked farther than the other."""
-        for origin in self._origins[PRIMARY]:
-            mate = origin.mate
-            if mate is None:
-                if origin.acks and not self._origins[SECONDARY]:
-                    yield Finding(UNMATCHED, origin.place(origin.first.seq), origin.ack_frame)
-                continue
-            if not mate.acks:
-                if origin.acks:
-                    yield Finding(UNMATCHED, origin.place(origin.first.seq), origin.ack_frame)
-                continue
-            if not origin.acks:
-                yield Finding(UNMATCHED, origin.place(origin.first.seq), 0, mate.ack_frame)
-                continue
-            _, shift = best_shift(origin.acks, mate.acks)
-            ahead = diff(origin.ack_first + origin.ack_end, mate.ack_first + mate.ack_end + shift)
-            if ahead:
-                frames = (origin.ack_frame, 0) if ahead > 0 else (0, mate.ack_frame)
-                yield Finding(UNMATCHED, origin.place(origin.top), *frames)
-        for origin in self._origins[SECONDARY]:
-            if origin.acks and not self._origins[PRIMARY]:
-                yield Finding(UNMATCHED, origin.place(origin.first.seq), 0, origin.ack_frame)
+        for side in (PRIMARY, SECONDARY):
+            for origin in self._origins[side]:
+                if not origin.acks:
+                    continue
+                mate = origin.mate
+                # Without a mate, and among others, this may be part of one of them.
+                ahead = _ahead(origin, mate, back, side) if mate else not self._origins[1 - side]
+                if ahead:
+                    frames = (origin.ack_frame, 0) if side == PRIMARY else (0, origin.ack_frame)
+                    yield Finding(UNMATCHED, max(0, origin.top_place), *frames)
 
     def _offset(self, number: int) -> int:
         """Where a number of the primary's stands in its stream."""
@@ -214,3 +213,23 @@ class Stream:
         places = [origin.place(at) for origin, at in origins]
         behind = [place for place in places if place >= 0]
         return min(behind) if behind else max(places, default=0)
+
+
+def _ahead(origin: Origin, mate: Origin, back: tuple[int, ...], side: int) -> bool:
+    """Whether an origin has acked farther than its mate.
+
+    Acks are in the space of the stream that comes back, and its distance need not be known: a file may hold
+    one direction alone. So any distance will do under which the two are level, and only one that something
+    speaks for can tell that they aren't.
+    """
+    if not mate.acks:
+        return True
+    ours, theirs = origin.ack_highest, mate.ack_highest
+    common, found = best_shift(origin.acks, mate.acks)
+    known = [shift if side == PRIMARY else -shift & MASK for shift in back]
+    if mate.ack_highest in origin.acks or origin.ack_highest in mate.acks:
+        known.append(0)
+    if common > 1:
+        known.append(found)
+    ahead = [diff(ours, theirs + shift) for shift in known]
+    return bool(ahead) and 0 not in ahead and ahead[0] > 0

@@ -13,6 +13,9 @@ from typing import Any
 from lockstep.wire import ethernet, frame, icmp, ipv4
 from lockstep.wire.frame import Frame, dissect
 
+#: Characters of a line.
+LONGEST = 400
+
 _READ = (ethernet.IPV4, ethernet.IPV6, ethernet.ARP)
 #: IPv4 options (RFC 791 §3.1).
 _END, _NO_OPERATION = 0, 1
@@ -31,11 +34,11 @@ def decoded(data: bytes) -> list[str]:
     try:
         for layer in _layers(data, f):
             name = type(layer).__name__
-            lines.append(_LAYERS.get(name, _any)(layer))
+            lines.append(_LAYERS.get(name, _any)(layer)[:LONGEST])
             if name == "IP" and layer.get_ip_offmask():
                 break  # the middle of a datagram: no header follows
     except Exception as error:
-        lines.append(f"impacket can't read on: {type(error).__name__}: {error}"[:200])
+        lines.append(f"impacket can't read on: {type(error).__name__}: {error}"[:LONGEST])
     return lines
 
 

@@ -48,11 +48,12 @@ def sides(report: Report) -> Sides:
         if mark is not None:
             return Sides(names, left, right, report.offset - before, mark)
     mark = first_difference(report.primary, report.secondary)
-    if report.offset is None:
-        begin = None if report.protocol == "tcp" else 0
-    else:
-        # Of TCP the comparer tells what begins shortly before the difference, of the others what begins at 0.
-        begin = report.offset - (mark or 0) if report.protocol == "tcp" else 0
+    begin: int | None = 0
+    if report.offset is None and report.protocol == "tcp":
+        begin = None
+    elif report.offset is not None and (report.protocol == "tcp" or mark is not None):
+        # The comparer tells what begins shortly before the difference; of a datagram perhaps only what comes earlier.
+        begin = report.offset - (mark or 0)
     return Sides(names, report.primary, report.secondary, begin, mark)
 
 

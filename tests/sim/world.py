@@ -20,6 +20,7 @@ from typing import Any
 import zmq
 from sim.checker import Checker, Violation
 from sim.host import Host
+from sim.known import KNOWN
 from sim.plans import REFUSED, RESET, Plans
 from sim.scenario import CALM, END, Scenario, Way
 from sim.wire import Link, Reader
@@ -365,8 +366,8 @@ class Process:
 class World:
     """One run of a scenario."""
 
-    def __init__(self, scenario: Scenario, excused: frozenset[str] = frozenset()) -> None:
-        self.scenario = scenario
+    def __init__(self, scenario: Scenario, excused: frozenset[str] = frozenset(KNOWN)) -> None:
+        self.scenario, self.excused = scenario, excused
         self.now = 0.0
         self.chance = random.Random(f"fate {scenario.seed}")
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -385,6 +386,8 @@ class World:
         )
         # Smaller limits than a configuration may name, so that small traffic reaches them.
         self.node = plain.model_copy(update={"comparer": plain.comparer.model_copy(update=scenario.comparer)})
+        if scenario.failover is not None and "probe_answer" in excused:
+            scenario.client.keepalive = 0.0
         self.checker = Checker(scenario, self.reader, self.node.comparer, excused)
         self.plans = Plans(lambda host, plan, what: self.record("complaint", host, plan, what))
         links.MOST_PENDING = scenario.most_pending
@@ -404,6 +407,7 @@ class World:
         self._wanted = False
         self._not_yet_loaded = False
         self._prepare_passed = False
+        self._stands = 0
         self._done_at: float | None = None
         for process in self.processes:
             process.start()
@@ -666,6 +670,8 @@ class World:
         mirror = self._of["mirror"]
         if self.primary_dead or self.secondary_dead:
             return
+        if mirror.alive and mirror.cores["mirror"].epoch != self.epoch and "mirror_epoch" in self.excused:
+            return
         if self.preparing is not None or not mirror.alive or self._awaiting():
             self.at(self.now + 0.05, self._prepare, committed, seconds)
             return
@@ -703,7 +709,13 @@ class World:
         elif self._wanted or self._not_yet_loaded:
             self.at(self.now + 0.05, self._prepare, True, 0.02)
         self._resume("primary")
-        self.at(self.now + FALLBACK, self._resume, "secondary")
+        self._stands += 1
+        self.at(self.now + FALLBACK, self._look_after_secondary, self._stands)
+
+    def _look_after_secondary(self, stands: int) -> None:
+        """The cut for which the secondary stands may be lost."""
+        if stands == self._stands:
+            self._resume("secondary")
 
     def _load(self) -> None:
         """The secondary guest becomes a copy of the primary, and stands until the commit reaches the rewriter."""

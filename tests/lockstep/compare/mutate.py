@@ -79,13 +79,19 @@ def view(record: Record) -> View | None:
     else:
         return None
     if kind == b"\x08\0" and len(data) >= at + 20 and data[at] >> 4 == 4:
-        l4, end, protocol = at + (data[at] & 15) * 4, at + int.from_bytes(data[at + 2 : at + 4], "big"), data[at + 9]
+        total = int.from_bytes(data[at + 2 : at + 4], "big") or max(record.original, len(data)) - at  # 0 by offload
+        l4, end, protocol = at + (data[at] & 15) * 4, at + total, data[at + 9]
         place = int.from_bytes(data[at + 6 : at + 8], "big") & 0x3FFF
         if l4 < at + 20 or place & 0x1FFF:
             return None
         fragment = bool(place)
     elif kind == b"\x86\xdd" and len(data) >= at + 40 and data[at] >> 4 == 6:
-        l4, end, protocol, fragment = at + 40, at + 40 + int.from_bytes(data[at + 4 : at + 6], "big"), data[at + 6], False
+        l4, end, protocol, fragment = (
+            at + 40,
+            at + 40 + int.from_bytes(data[at + 4 : at + 6], "big"),
+            data[at + 6],
+            False,
+        )
     else:
         return None
     if protocol == 6 and min(len(data), end) >= l4 + 20:
