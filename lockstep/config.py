@@ -226,8 +226,7 @@ class Comparer(_Model):
         86_400.0, description="seconds until a silent flow is forgotten"
     )
     capture_dir: Path | None = Field(
-        None,
-        description="folder of its own that takes each divergence's report (.json) and packets (.pcapng); read at start",
+        None, description="folder of its own for each divergence's report (.json) and packets (.pcapng); read at start"
     )
     capture_files: Annotated[int, Field(ge=2, le=1_000_000)] = Field(
         100, description="files kept there, two for each divergence; the oldest go first"
@@ -303,7 +302,8 @@ class Node(_Model):
     security: Security = Field(default_factory=Security)
     log: Log = Field(default_factory=Log)
     events: tuple[str, ...] = Field(
-        (), description="event endpoints of services on other nodes to listen to (the rewriter: the comparer's)"
+        (),
+        description="event endpoints on other nodes: the comparer's for the rewriter, and the other way round",
     )
     control: dict[Service, str] = Field(
         default_factory=dict, description="service → its control endpoint; default: ipc in `run_dir`"
@@ -381,8 +381,8 @@ def load(
                     table[name].pop("capture", None)
     # Where settings are wrong, say so, and without them see what else would be.
     node, found = _validated(raw)
-    while node is None and found:
-        faults += found
+    while node is None and (new := [fault for fault in found if fault not in faults]):
+        faults += new
         node, found = _validated(raw)
     if node is not None:
         named = {fault.setting for fault in faults}
@@ -408,9 +408,21 @@ def _validated(raw: dict[str, Any]) -> tuple[Node | None, list[Fault]]:
                 last = table
                 break
             place = inner
+        else:
+            if entry["type"] == "missing" and tables:  # the table that lacks it goes
+                _take_out(raw, tables)
+                continue
         if isinstance(place, dict):
             place.pop(last, None)
     return None, [_fault(entry) for entry in entries]
+
+
+def _take_out(raw: dict[str, Any], place: list[Any]) -> None:
+    table: Any = raw
+    for part in place[:-1]:
+        table = table.get(part) if isinstance(table, dict) else None
+    if isinstance(table, dict):
+        table.pop(place[-1], None)
 
 
 def _overlay(raw: dict[str, Any], environ: Mapping[str, str]) -> Iterator[Fault]:

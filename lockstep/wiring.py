@@ -36,14 +36,14 @@ class Wiring:
     #: In the order in which they are sent when several are due: released frames go first.
     gives: tuple[str, ...]
     #: Services of the same node whose events it listens to, besides the `events` of its configuration.
-    hears: tuple[Literal["redirector", "comparer"], ...] = ()
+    hears: tuple[Literal["redirector", "rewriter", "comparer"], ...] = ()
 
 
 SERVICES: dict[str, Wiring] = {
     "mirror": Wiring(ports=(NETWORK, GUEST), takes=(RELEASED,), gives=(INGRESS, PRIMARY)),
     "redirector": Wiring(ports=(UPLINK,), takes=(INGRESS, FROM_GUEST), gives=(TO_GUEST, SECONDARY)),
     "rewriter": Wiring(ports=(GUEST,), takes=(TO_GUEST,), gives=(FROM_GUEST,), hears=("redirector", "comparer")),
-    "comparer": Wiring(ports=(), takes=(PRIMARY, SECONDARY), gives=(RELEASED,)),
+    "comparer": Wiring(ports=(), takes=(PRIMARY, SECONDARY), gives=(RELEASED,), hears=("rewriter",)),
 }
 
 #: Streams that stay on the secondary node, and so need no endpoint from the user.

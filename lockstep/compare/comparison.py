@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from lockstep.capture.pcapfile import Packet
 from lockstep.compare.datagrams import Datagram, Datagrams
 from lockstep.compare.finding import LIMIT, UNMATCHED, Finding
-from lockstep.compare.fragments import Fragment, Parts, Reassembly, Whole
+from lockstep.compare.fragments import Fragment, Parts, Reassembly, Whole, unfragmented
 from lockstep.compare.frames import as_ethernet, dissected
 from lockstep.compare.ledger import KEPT, PRIMARY, SECONDARY
 from lockstep.compare.segment import Segment
@@ -141,6 +141,8 @@ class Comparison:
         elif kind == frame.FRAGMENT and f.payload_end <= len(data):
             self._fragment(side, f, whole, packet.number)
         else:
+            if kind == frame.FRAGMENT and f.protocol == frame.IPPROTO_TCP:
+                whole = self._begun(f, whole)
             self._readable(side, f, whole, len(data), missing, packet.number)
 
     def finish(self) -> None:
@@ -206,6 +208,14 @@ class Comparison:
         if kind not in (frame.CHATTER, frame.MALFORMED):
             self._readable(side, f, data, len(data), 0, whole.fragments[0].frame, whole.parts)
         return kind != frame.MALFORMED
+
+    def _begun(self, f: Frame, data: bytes) -> bytes:
+        """A first fragment that was cut by the snap length, as the segment that it begins; any other as it is."""
+        alone = unfragmented(f, data)
+        if dissect(f, alone, 0, len(alone)) == frame.TCP:
+            return alone
+        dissect(f, data, 0, len(data))
+        return data
 
     def _loose(self, side: int, fragment: Fragment) -> None:
         """Take a fragment without its others: as a segment if it begins one, else as it is."""

@@ -160,15 +160,18 @@ def _fragment(f: Frame, data: bytes, key: bytes, number: int) -> tuple[bytes, Fr
         start, more = (word & ipv4.OFFSET_MASK) << 3, bool(word & ipv4.MORE_FRAGMENTS)
     else:
         ident, start, more = data[f.payload + 2 : f.payload + 6], word & 0xFFF8, bool(word & 1)
-    header = b"" if start else _unfragmented(f, data)
+    header = b"" if start else unfragmented(f, data)[: f.l4]
     return key + ident, Fragment(
         number, key, f.version, f.protocol, start, more, data[f.l4 : f.payload_end], header, f.l3
     )
 
 
-def _unfragmented(f: Frame, data: bytes) -> bytes:
-    """The frame's headers without the sign of a fragment: of IPv6, an atomic one is left (RFC 6946)."""
-    return data[: f.payload] + b"\0\0" + data[f.payload + 2 : f.l4]
+def unfragmented(f: Frame, data: bytes) -> bytes:
+    """The frame of a first fragment without the sign of one (of IPv6, an atomic one, RFC 6946); others as they are."""
+    place = data[f.payload] << 8 | data[f.payload + 1]
+    if place & (ipv4.OFFSET_MASK if f.version == 4 else 0xFFF8):
+        return data
+    return data[: f.payload] + b"\0\0" + data[f.payload + 2 :]
 
 
 def _joined(fragments: list[Fragment]) -> Whole | None:

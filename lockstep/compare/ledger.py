@@ -36,17 +36,15 @@ class Piece:
     """Bytes at `start` to `end`; None for bytes that were not captured, which agree with any.
 
     frames: number of the frame in the primary's and the secondary's file; 0 where it hasn't said them.
-    against: the frame in which the other file had said otherwise when this was said; 0 if it hadn't.
     """
 
-    __slots__ = ("against", "data", "end", "frames", "start")
+    __slots__ = ("data", "end", "frames", "start")
 
-    def __init__(self, start: int, end: int, data: bytes | None, frames: list[int], against: int = 0) -> None:
+    def __init__(self, start: int, end: int, data: bytes | None, frames: list[int]) -> None:
         self.start = start
         self.end = end
         self.data = data
         self.frames = frames
-        self.against = against
 
     def part(self, start: int, end: int) -> bytes | None:
         """Its bytes from one number to another."""
@@ -147,10 +145,7 @@ class Ledger:
             if start < low:
                 left.append((start, low))
             runs = _equal_runs(said, piece, low, high)
-            others = _between(runs, low, high)
-            if others and piece.frames[1 - side] and not said.against:
-                said.against = self.said_by(1 - side, others[0][0])
-            left += others
+            left += _between(runs, low, high)
             if runs and not piece.frames[side]:
                 index += self._settle(layer, index, side, said, runs)
             else:
@@ -191,7 +186,7 @@ class Ledger:
     def _pending(self, layer: _Layer, side: int, of: Piece, start: int, end: int) -> Piece:
         self.costs[side] += end - start + COST
         self.contradictions += layer is not self._layers[0]
-        return Piece(start, end, of.part(start, end), list(of.frames), of.against)
+        return Piece(start, end, of.part(start, end), list(of.frames))
 
     def _place(self, side: int, said: Piece, start: int, end: int) -> None:
         """Put what is new where a layer has room for it."""
@@ -273,16 +268,17 @@ class Ledger:
                     return True
         return False
 
-    def said_by(self, side: int, number: int) -> int:
-        """The latest frame known of one file that says a byte at a number; 0 if there is none."""
-        for who, start, end, frame in reversed(self._again):
-            if who == side and start <= number < end:
-                return frame
-        for layer in reversed(self._layers):
+    def said_by(self, side: int, number: int) -> list[int]:
+        """The frames known of one file that say a byte at a number; those of pending pieces alone if there are any."""
+        found = [frame for who, start, end, frame in self._again if who == side and start <= number < end]
+        pending = []
+        for layer in self._layers:
             index = layer.first(number)
-            if index < len(layer.pieces) and layer.pieces[index].start <= number and layer.pieces[index].frames[side]:
-                return layer.pieces[index].frames[side]
-        return 0
+            if index < len(layer.pieces) and layer.pieces[index].start <= number:
+                frames = layer.pieces[index].frames
+                if frames[side]:
+                    (found if frames[1 - side] else pending).append(frames[side])
+        return pending or found
 
 
 def _equal_runs(said: Piece, piece: Piece, start: int, end: int) -> list[tuple[int, int]]:

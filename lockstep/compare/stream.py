@@ -190,7 +190,9 @@ class Stream:
     def _difference(self, piece: Piece) -> Finding:
         frames = list(piece.frames)
         other = SECONDARY if frames[PRIMARY] else PRIMARY
-        frames[other] = piece.against or self._ledger.said_by(other, piece.start)
+        said = self._ledger.said_by(other, piece.start)
+        # Of several, the one that stands at about the same place in its file.
+        frames[other] = min(said, key=lambda frame: abs(frame - frames[1 - other]), default=0)
         return Finding(DATA if frames[other] else UNMATCHED, self._offset(piece.start), *frames)
 
     def _acks(self, back: tuple[int, ...]) -> Iterator[Finding]:

@@ -23,7 +23,7 @@ from typing import Any
 from lockstep.batch import Batch, BatchBuilder, Buffer
 from lockstep.config import Node
 from lockstep.flow.key import describe
-from lockstep.streams import PRIMARY, RELEASED, SECONDARY, CommandError, Cut, Event, Gap, Item, Output
+from lockstep.streams import EVENTS, PRIMARY, RELEASED, SECONDARY, CommandError, Cut, Event, Gap, Item, Output
 from lockstep.wire import arp, ethernet, frame, icmp, tcp
 from lockstep.wire.frame import Frame, dissect
 from services.comparer.ease import STALE, STALL, ease, speaks_for_itself
@@ -55,11 +55,10 @@ MOST_VOICES = 64
 MOST_EARLY = 4 << 20
 
 
-_SPECIAL = (tcp.MD5, tcp.AUTHENTICATION, tcp.MULTIPATH)
 _NO_DATAGRAM = (frame.MALFORMED, frame.FRAGMENT, frame.CHATTER)
 
 #: `primary_frames + MADE == released + held + every dropped_…`, always.
-MADE = ("split_frames", "window_updates", "secondary_acks", "secondary_asked")
+MADE = ("split_frames", "window_updates", "secondary_acks", "secondary_asked", "repeated_syns")
 COUNTERS = (
     "primary_frames",
     "secondary_frames",
@@ -70,6 +69,7 @@ COUNTERS = (
     "lowered_acks",
     "window_updates",
     "secondary_acks",
+    "repeated_syns",
     "divergences",
     "unprotected_flows",
     "passed_flows",
@@ -83,6 +83,7 @@ COUNTERS = (
     "dropped_full",
     "dropped_keep_alive",
     "dropped_stale",
+    "dropped_reset",
     "refused_flows",
     "secondary_malformed",
     "secondary_other_epoch",
@@ -144,6 +145,9 @@ class Core:
                 return self._outputs()
             if stream == SECONDARY:
                 return []  # the epoch that its messages carry says the same
+        elif isinstance(item, Event) and stream == EVENTS:
+            self._told(item, now)
+            return []
         elif isinstance(item, Gap) and stream in (PRIMARY, SECONDARY):
             self._gap(stream, item, now)
             return self._outputs()
@@ -173,10 +177,20 @@ class Core:
     def _overdue(self, flow: Flow) -> None:
         """A head that nobody matched is a divergence; a keep-alive that nobody matched is not missed."""
         head = flow.held[0]
-        if isinstance(flow, TcpFlow) and flow.is_keep_alive(head.data, head.l4, head.payload, head.payload_end):
+        if flow.reset_at is not None:
+            while flow.held and flow.state == PROTECTED:
+                self._drop_head(flow, "dropped_reset")
+        elif isinstance(flow, TcpFlow) and flow.is_keep_alive(head.data, head.l4, head.payload, head.payload_end):
             self._drop_head(flow, "dropped_keep_alive")
         else:
             self._diverge(flow, self._finding(flow))
+
+    def _told(self, event: Event, now: float) -> None:
+        """The rewriter passed a client's RST on: what the primary said last may have no counterpart."""
+        key = event.fields.get("key")
+        flow = self._table.flows.get(key) if event.name == "reset_by_client" and isinstance(key, bytes) else None
+        if flow is not None:
+            flow.reset_at = now
 
     def _drop_head(self, flow: Flow, counter: str) -> None:
         """Drop a head that nobody will miss; the others go on."""
@@ -333,8 +347,8 @@ class Core:
             return True
         if flow.held or flow.state == DIVERGED:
             return False
-        if syn and tcp.has_option(data, f.l4 + tcp.HEADER, f.payload, *_SPECIAL):
-            return False
+        if syn:
+            return False  # `_hold` looks at its options, and the flow keeps it
         if flow.verdict(data, f.kind, f.l4, f.payload, f.payload_end) != RELEASE or not flow.as_it_is(data, f.l4):
             return False
         before = flow.kept()
@@ -491,6 +505,10 @@ class Core:
             self.counters["secondary_acks"] += 1
             flow.spoke(data, f.l4)
             self._append([(bytes(data[start : f.end]), f.start - start)])
+        elif flow.held and flow.syn_frame is not None and is_syn(f, data) and flow.held[0].arrived + STALL <= now:
+            # The secondary still waits for the client's answer: have the client repeat it.
+            self.counters["repeated_syns"] += 1
+            self._append([flow.syn_frame])
         elif (update := flow.window_update(f)) is not None:
             self.counters["window_updates"] += 1
             self._append([update])

@@ -54,7 +54,7 @@ class Finding:
 class Flow:
     """One direction of one flow: what the guest sends. TCP and datagrams build on it."""
 
-    __slots__ = ("closed", "held", "held_bytes", "key", "state", "timed", "touched")
+    __slots__ = ("closed", "held", "held_bytes", "key", "reset_at", "state", "timed", "touched")
 
     def __init__(self, key: bytes, now: float) -> None:
         self.key = key
@@ -65,6 +65,8 @@ class Flow:
         self.touched = now
         #: A time-out for this flow is in the core's heap.
         self.timed = False
+        #: When the client's RST passed to the secondary, which has been silent since.
+        self.reset_at: float | None = None
         #: The flow has ended; it is forgotten sooner.
         self.closed = False
 

@@ -38,6 +38,8 @@ HISTORY = 256 << 10
 HISTORY_AGE = 5.0
 #: RSTs and urgent pointers of the secondary that are remembered.
 MOST_PLACES = 32
+#: Seconds in which segments may still arrive that the secondary sent before the client's RST reached it.
+RESET_UNDER_WAY = 1.0
 #: Bytes before and after a difference in a report.
 CONTEXT = 16
 
@@ -58,6 +60,7 @@ class TcpFlow(Flow):
         "resets",
         "said",
         "syn",
+        "syn_frame",
         "syn_matched",
         "syn_said",
         "urgent",
@@ -88,6 +91,8 @@ class TcpFlow(Flow):
         #: The pair that was proven equal: the primary's (seq, signature), and the secondary's seq.
         self.syn: tuple[int, bytes] | None = None
         self.syn_matched: int | None = None
+        #: The primary's SYN-ACK as it left, until the secondary has got the client's answer.
+        self.syn_frame: tuple[bytes, int] | None = None
 
     # --- places
 
@@ -223,6 +228,8 @@ class TcpFlow(Flow):
 
     def leaves(self, head: Held) -> bytes:
         """See Flow."""
+        if head.data[head.l4 + tcp.FLAGS] & (tcp.SYN | tcp.ACK) == tcp.SYN | tcp.ACK and not head.originals:
+            self.syn_frame = head.data, head.vnet
         window = self.window.allowed(head.data, head.l4) if self.window is not None else None
         if self.window is None or window is None or head.originals:
             return super().leaves(head)
@@ -251,7 +258,7 @@ class TcpFlow(Flow):
         self.frontier = size
         self.frontier_seq = (seq + 1 + size) & MASK
         self.said.clear()
-        self.fin = None
+        self.fin = self.reset_at = None
         self.resets = self.urgent = ()
         self.probe = None
         self.closed = False
@@ -292,6 +299,9 @@ class TcpFlow(Flow):
         if flags & tcp.SYN:
             self._secondary_syn(seq, signature(buf, f.l4, payload, end))
             return None
+        self.syn_frame = None
+        if self.reset_at is not None and now - self.reset_at > RESET_UNDER_WAY and not flags & tcp.RST:
+            self.reset_at = None  # it was no RST that the guest took
         if flags & tcp.ACK and (self.acked is None or diff(ack, self.acked) > 0):
             self.acked = ack
         if self.window is not None and flags & tcp.ACK and not flags & tcp.RST:
@@ -355,7 +365,7 @@ class TcpFlow(Flow):
         self.anchored = self.primary_seen = False
         self.frontier = 0
         self.acked = self.primary_acked = None
-        self.syn = self.syn_matched = None
+        self.syn = self.syn_matched = self.syn_frame = None
         self.window = None
 
 

@@ -23,8 +23,9 @@ _U32 = struct.Struct(">I")
 _U32_PAIR = struct.Struct(">II")
 _U16 = struct.Struct(">H")
 
-#: A client's first ack stands at most this far behind its SYN; anything else belongs to the past.
-_FIRST_ACK_WINDOW = 1 << 30
+#: A client's first ack stands at most this far behind its SYN, or one in front of that if it is a keep-alive
+#: (RFC 1122 §4.2.3.6); anything else belongs to another connection.
+_FIRST_ACK_WINDOW = 1 << 24
 
 
 class Connection:
@@ -40,6 +41,7 @@ class Connection:
         "macs",
         "opened_by_guest",
         "peer_next",
+        "reset_told",
         "touched",
         "tsval",
         "waiting",
@@ -55,6 +57,8 @@ class Connection:
         #: A SYN of the guest waits for the client's answer: its number, its TSval, and the client's next number.
         self.waiting = False
         self.opened_by_guest = False
+        #: The client's RST passed, and was told.
+        self.reset_told = False
         self.isn = self.peer_next = 0
         self.tsval: int | None = None
         #: What the client said last, in the primary's space: for resets, and for a clock that never steps back.
@@ -71,6 +75,7 @@ class Connection:
             return  # sent again; the first one's clock is kept, so that the mapped one never lags
         self.isn = seq
         self.waiting = True
+        self.reset_told = False
         self.opened_by_guest = not accepts
         self.peer_next = ack
         timestamps, _, _ = options(buf, l4, payload)
@@ -83,7 +88,7 @@ class Connection:
         if not flags & tcp.ACK or flags & tcp.RST or (self.opened_by_guest and not syn):
             return False
         seq, ack = _U32_PAIR.unpack_from(buf, l4 + tcp.SEQ)
-        if not self.opened_by_guest and not 0 <= diff(seq + bool(syn), self.peer_next) < _FIRST_ACK_WINDOW:
+        if not self.opened_by_guest and not -1 <= diff(seq + bool(syn), self.peer_next) < _FIRST_ACK_WINDOW:
             return False
         self.delta = add(ack, -1 - self.isn)
         timestamps, _, _ = options(buf, l4, payload)

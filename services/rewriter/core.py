@@ -17,7 +17,7 @@ from typing import Any
 
 from lockstep.batch import Batch, BatchBuilder
 from lockstep.config import Node
-from lockstep.flow.key import flow_key, quoted_tcp, reversed_key
+from lockstep.flow.key import describe, flow_key, quoted_tcp, reversed_key
 from lockstep.flow.sweep import Sweep
 from lockstep.streams import EVENTS, FROM_GUEST, GUEST, TO_GUEST, CommandError, Cut, Event, Gap, Item, Output
 from lockstep.wire import frame, icmp, tcp, vnet
@@ -122,6 +122,7 @@ class Core:
         data = bytearray(batch.data)
         dropped: list[tuple[int, int]] = []
         resets: list[tuple[str, bytes]] = []
+        events: list[Event] = []
         end = 0
         for length in batch.lengths:
             start, end = end, end + length
@@ -141,14 +142,14 @@ class Core:
             if from_guest:
                 self._from_guest(key, data, partial, bool(syn), now)
             else:
-                self._to_guest(key, data, partial, now)
+                events += self._to_guest(key, data, partial, now)
         moved = Batch(data, batch.lengths, size)
         if dropped:
             gone = set(dropped)
             moved = Batch.of([data[s:e] for s, e in moved.spans() if (s, e) not in gone], size)
         outputs: list[Output] = [(FROM_GUEST if from_guest else GUEST, moved)] if len(moved) else []
         outputs += [(where, Batch(raw, array("I", (len(raw),)))) for where, raw in resets]
-        return outputs
+        return [*outputs, *events]
 
     def _from_guest(self, key: bytes, data: bytearray, partial: bool, syn: bool, now: float) -> None:
         f = self._frame
@@ -172,16 +173,21 @@ class Core:
         if connection.known and not (syn and connection.waiting):
             connection.to_primary_space(data, f.l4, f.payload, partial, self._speaking)
 
-    def _to_guest(self, key: bytes, data: bytearray, partial: bool, now: float) -> None:
+    def _to_guest(self, key: bytes, data: bytearray, partial: bool, now: float) -> list[Event]:
         f = self._frame
         connection = self._connections.get(key)
         if connection is None:
-            return
+            return []
         connection.touched = now
         if connection.waiting and connection.client_answers(data, f.l4, f.payload):
             self.counters["learned"] += 1
         if connection.known:
             connection.to_guest_space(data, f.l4, f.payload, partial)
+        if not data[f.l4 + tcp.FLAGS] & tcp.RST or connection.reset_told:
+            return []
+        # The guest will say no more: the comparer need not wait for it.
+        connection.reset_told = True
+        return [Event("reset_by_client", describe(key) | {"key": key})]
 
     def _move_quoted(self, data: bytearray) -> None:
         """An ICMP error to the guest quotes its segment in the primary's space (RFC 5927 §4 has the guest check it)."""

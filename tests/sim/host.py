@@ -560,8 +560,7 @@ class Connection:
             return
         if p.flags & RST:
             if place == self.rcv:
-                over = self.closing and self.una == self.queued + 1 and self.peer_fin is not None
-                over = over and self.rcv > (self.peer_fin or 0)
+                over = self.closing and self.una == self.queued + 1 and self._peer_closed()
                 self.host.plans.ended(self.label, self.host.name, "finished" if over else "reset")
                 self._end()
             elif 0 < place - self.rcv < self.edge - self.rcv:
@@ -641,6 +640,9 @@ class Connection:
             self._reads(now)
         elif self.read_at is None and self.read < self.rcv:
             self.read_at = now + self.host.habits.reading
+
+    def _peer_closed(self) -> bool:
+        return self.peer_fin is not None and self.rcv > self.peer_fin
 
     def _take(self, place: int, data: bytes) -> None:
         if place > self.rcv:
@@ -722,7 +724,8 @@ class Connection:
                     return
                 self.wake_at = None
             elif kind == "fin":
-                self.closed_first = not self.eof if not self.closing else self.closed_first
+                if not self.closing:
+                    self.closed_first = not self._peer_closed()
                 self.closing = True
             elif kind == "rst":
                 self._reset_it(now)

@@ -133,10 +133,11 @@ def direction(data: bytes, v: View) -> tuple[bytes, bytes]:
 def sealed(data: bytearray, v: View) -> bytes:
     """The frame with right lengths and checksums."""
     if v.version == 4:
-        struct.pack_into(">H", data, v.l3 + 2, v.end - v.l3)
+        if v.end - v.l3 <= 0xFFFF:  # else 0, as offload leaves it
+            struct.pack_into(">H", data, v.l3 + 2, v.end - v.l3)
         data[v.l3 + 10 : v.l3 + 12] = b"\0\0"
         struct.pack_into(">H", data, v.l3 + 10, inet_checksum(bytes(data[v.l3 : v.l4])))
-    else:
+    elif v.end - v.l3 - 40 <= 0xFFFF:
         struct.pack_into(">H", data, v.l3 + 4, v.end - v.l3 - 40)
     if not v.fragment and v.end <= len(data):
         a, b = (str(ipaddress.ip_address(bytes(data[at : at + (4 if v.version == 4 else 16)]))) for at in v.addresses())

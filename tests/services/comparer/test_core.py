@@ -367,6 +367,46 @@ def test_a_syn_ack_sent_again_leaves_without_a_second_one_of_the_secondary(sides
     assert sides.primary(again) == [again]
 
 
+def test_the_syn_ack_leaves_again_if_the_secondary_still_waits_for_the_clients_answer(sides: Sides) -> None:
+    """The client has answered, to the primary; the secondary's copy of that answer was lost."""
+    syn_ack = segment(ISN, CLIENT_ISN + 1, flags=SYN, options=MSS_WS)
+    again = segment(ISN2, CLIENT_ISN + 1, flags=SYN, options=MSS_WS)
+    assert sides.secondary(again) == []
+    banner = data(0, b"220 ready")
+    sides.primary(banner)
+    assert sides.secondary(again) == []
+    sides.wait(1)
+    assert sides.secondary(again) == [syn_ack]
+    assert sides.secondary(data(0, b"220 ready")) == [banner]
+    assert sides.core.counters["repeated_syns"] == 1
+    assert sides.conserved()
+
+
+def test_what_the_primary_said_last_before_the_clients_rst_is_no_divergence() -> None:
+    sides = Sides(compare_timeout=1)
+    sides.handshake()
+    sides.primary(data(0, b"more than the secondary came to say"))
+    key = next(iter(sides.core._table.flows))
+    sides.left(sides.core.push("events", Event("reset_by_client", {"key": key}), sides.now))
+    sides.secondary(data(0, b"more"))  # on its way when the RST came
+    sides.wait(1.1)
+    assert not sides.named("divergence")
+    assert sides.core.counters["dropped_reset"] == 1
+    assert sides.conserved()
+
+
+def test_a_rst_that_the_secondary_did_not_take_changes_nothing() -> None:
+    sides = Sides(compare_timeout=3)
+    sides.handshake()
+    key = next(iter(sides.core._table.flows))
+    sides.left(sides.core.push("events", Event("reset_by_client", {"key": key}), sides.now))
+    sides.wait(1.5)
+    sides.secondary(segment(ISN + 1, CLIENT_ISN + 1))
+    sides.primary(data(0, b"x"))
+    sides.wait(3.1)
+    assert len(sides.named("divergence")) == 1
+
+
 def test_port_reuse_begins_a_new_incarnation(sides: Sides) -> None:
     sides.secondary(data(0, b"old"))
     sides.primary(data(0, b"old"))

@@ -38,8 +38,9 @@ class Node2:
 
     def _pass(self, stream: str, way: str, frame: bytes, vnet: int) -> bytes:
         outputs = self.core.push(stream, Batch.of([frame], vnet), 0.0)
-        through = [f for where, batch in outputs if where == way for f in batch.frames()]
-        self.elsewhere = [(where, f) for where, batch in outputs for f in batch.frames()]
+        sent = [output for output in outputs if not isinstance(output, Event)]
+        through = [f for where, batch in sent if where == way for f in batch.frames()]
+        self.elsewhere = [(where, f) for where, batch in sent for f in batch.frames()]
         return through[0] if len(through) == 1 else b""
 
     def accept(
@@ -217,6 +218,23 @@ def test_the_old_distance_stays_until_the_client_answers_a_new_syn() -> None:
     assert node.guest(segment(1001, 101, flags=ACK)) == segment(5001, 101, flags=ACK)
     node.client(from_client(701, 8001))
     assert node.guest(segment(2001, 701, flags=ACK)) == segment(8001, 701, flags=ACK)
+
+
+def test_a_rst_of_the_client_is_told_once_for_each_connection() -> None:
+    node = Node2()
+    node.accept(1000, 5000)
+    rst = Batch.of([from_client(101, 5001, flags=RST)])
+    told = [o for _ in range(2) for o in node.core.push("to_guest", rst, 0.0) if isinstance(o, Event)]
+    assert [(event.name, event.fields["flow"]) for event in told] == [
+        ("reset_by_client", "10.77.0.2:80 10.77.0.1:40000")
+    ]
+
+
+def test_a_keep_alive_as_the_clients_first_segment_teaches_the_distance() -> None:
+    node = Node2()
+    node.guest(segment(1000, 101, flags=SYN))
+    node.client(from_client(100, 5001))
+    assert node.guest(segment(1001, 101)) == segment(5001, 101)
 
 
 def test_unknown_connections_pass_untouched() -> None:
