@@ -157,7 +157,12 @@ def status(
 
 
 @app.command()
-def failover(config_file: ConfigFile = None, as_json: AsJson = False, timeout: Timeout = 2.0) -> None:
+def failover(
+    config_file: ConfigFile = None,
+    as_json: AsJson = False,
+    timeout: Timeout = 2.0,
+    epoch: Annotated[int | None, typer.Option(min=0, help="The last checkpoint known to be committed.")] = None,
+) -> None:
     """Let this node's replica go on alone.
 
     On the secondary node the guest takes over the connections and speaks to the world. Be sure
@@ -166,7 +171,8 @@ def failover(config_file: ConfigFile = None, as_json: AsJson = False, timeout: T
     """
     node = _load(config_file)
     service: Service = "redirector" if "redirector" in node.services or "comparer" not in node.services else "comparer"
-    answer = _asked(node, service, "failover", timeout)
+    arguments = {} if epoch is None else {"epoch": epoch}
+    answer = _asked(node, service, "failover", timeout, **arguments)
     print(json.dumps(answer) if as_json else f"the {answer['survivor']} goes on alone, epoch {answer['epoch']}")
 
 
@@ -295,14 +301,15 @@ def _curve(node: Node) -> Curve | None:
     return Curve(own.public, own.secret, own.public)
 
 
-def _ask(node: Node, service: Service, op: str, timeout: float) -> dict[str, Any]:
-    return request(config.reachable(node.control_endpoint(service)), op, timeout, curve=_curve(node))
+def _ask(node: Node, service: Service, op: str, timeout: float, **arguments: Any) -> dict[str, Any]:
+    endpoint = config.reachable(node.control_endpoint(service))
+    return request(endpoint, op, timeout, curve=_curve(node), **arguments)
 
 
-def _asked(node: Node, service: Service, op: str, timeout: float) -> dict[str, Any]:
+def _asked(node: Node, service: Service, op: str, timeout: float, **arguments: Any) -> dict[str, Any]:
     """Ask, and end this command if the answer is none or no."""
     try:
-        return _ask(node, service, op, timeout)
+        return _ask(node, service, op, timeout, **arguments)
     except ControlRefused as error:
         _fail(exits.USAGE, f"{service}: {error}")
     except (ControlError, LinkError) as error:

@@ -23,19 +23,16 @@ from lockstep.capture.pcapfile import Packet
 from lockstep.compare.datagrams import Datagram, Datagrams
 from lockstep.compare.finding import LIMIT, UNMATCHED, Finding
 from lockstep.compare.fragments import Fragment, Parts, Reassembly, Whole, unfragmented
-from lockstep.compare.frames import as_ethernet, dissected
+from lockstep.compare.frames import as_ethernet, dissected, key_of, name_of
 from lockstep.compare.ledger import KEPT, PRIMARY, SECONDARY
 from lockstep.compare.segment import Segment
 from lockstep.compare.stream import Stream
-from lockstep.flow.key import describe, flow_key
+from lockstep.flow.key import flow_key
 from lockstep.wire import frame, icmp, ipv4, ipv6, tcp
 from lockstep.wire.frame import Frame, dissect
 from services.comparer.datagram import content
 
 _SEGMENT = struct.Struct(">4xIIBB")  # ports, seq, ack, data offset, flags
-
-#: First byte of a key of our own; `flow_key` begins with the number of VLAN tags.
-_UNREADABLE = b"\xff"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +124,7 @@ class Comparison:
         if data is None:
             if self._guests.anyone:
                 self._compared += side == PRIMARY
-                self._unreadable(side, packet, _UNREADABLE + packet.linktype.to_bytes(2, "big"))
+                self._unreadable(side, packet, None)
             return
         missing = packet.original_length - len(packet.data)
         kind, whole = dissected(f, data, missing)
@@ -137,7 +134,7 @@ class Comparison:
         if kind == frame.CHATTER:
             self.unchecked += side == PRIMARY
         elif kind == frame.MALFORMED:
-            self._unreadable(side, packet, _UNREADABLE + data[6:12] + data[:6])
+            self._unreadable(side, packet, data)
         elif kind == frame.FRAGMENT and f.payload_end <= len(data):
             self._fragment(side, f, whole, packet.number)
         else:
@@ -188,8 +185,9 @@ class Comparison:
             size += max(0, missing)
         self._take(side, flow_key(f, data), Datagram(number, head, known, size, parts, essence))
 
-    def _unreadable(self, side: int, packet: Packet, key: bytes) -> None:
+    def _unreadable(self, side: int, packet: Packet, data: bytes | None) -> None:
         """Take a frame as the bytes it has."""
+        key = key_of(self._frame, packet, data, frame.MALFORMED, b"")
         size = max(packet.original_length, len(packet.data))
         self._take(side, key, Datagram(packet.number, b"", packet.data, size))
 
@@ -297,7 +295,7 @@ class Comparison:
         self._told.add(key)
         if len(self._told) == self.limits.max_divergences:
             found = replace(found, reason=LIMIT)
-        self.divergences.append(Divergence(key, flow_name(key), found))
+        self.divergences.append(Divergence(key, name_of(key), found))
 
 
 def _reversed(key: bytes) -> bytes:
@@ -306,15 +304,6 @@ def _reversed(key: bytes) -> bytes:
     size = 4 if key[1] == 4 else 16
     a, b, ports = key[at : at + size], key[at + size : at + 2 * size], key[at + 2 * size :]
     return key[:at] + b + a + ports[2:] + ports[:2]
-
-
-def flow_name(key: bytes) -> str:
-    """A flow as it is told: `SRC:PORT DST:PORT`, MAC addresses where there is no IP, or what kind of link it is."""
-    if not key.startswith(_UNREADABLE):
-        return str(describe(key)["flow"])
-    if len(key) == 3:
-        return f"link type {int.from_bytes(key[1:], 'big')}"
-    return f"{key[1:7].hex(':')} {key[7:].hex(':')}".strip() or "unreadable"
 
 
 def _options(data: bytes, l4: int, payload: int) -> bytes:

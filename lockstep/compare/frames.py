@@ -8,6 +8,7 @@ the length 0 that a card's segmentation offload leaves in an IP header becomes w
 from __future__ import annotations
 
 from lockstep.capture.pcapfile import LINKTYPE_ETHERNET, Packet
+from lockstep.flow.key import describe, flow_key
 from lockstep.wire import ethernet, frame, ipv4, ipv6
 from lockstep.wire.frame import Frame, dissect
 
@@ -19,6 +20,9 @@ _IPV4, _IPV6 = b"\x08\0", b"\x86\xdd"
 #: Address families of the loopback's header: AF_INET, and AF_INET6 of Linux and the BSDs.
 _FAMILIES = {2: _IPV4, 10: _IPV6, 24: _IPV6, 28: _IPV6, 30: _IPV6}
 _NOBODY = bytes(6)
+
+#: First byte of a key of our own; `flow_key` begins with the number of VLAN tags.
+UNREADABLE = b"\xff"
 #: ARPHRD_ETHER and ARPHRD_LOOPBACK: their cooked header holds an ethertype, whatever its number.
 _ETHERNET_LIKE = frozenset({1, 772})
 _LARGEST = 0xFFFF
@@ -42,6 +46,25 @@ def as_ethernet(packet: Packet) -> bytes | None:
         kind = _FAMILIES.get(family)
         return None if kind is None else _NOBODY + _NOBODY + kind + data[4:]
     return None
+
+
+def key_of(f: Frame, packet: Packet, data: bytes | None, kind: int, whole: bytes) -> bytes:
+    """The flow of a packet: `flow_key`, or a key of our own for what can't be read.
+
+    data: what `as_ethernet` made of it. kind, whole: what `dissected` said of that.
+    """
+    if data is None:
+        return UNREADABLE + packet.linktype.to_bytes(2, "big")
+    return UNREADABLE + data[6:12] + data[:6] if kind == frame.MALFORMED else flow_key(f, whole)
+
+
+def name_of(key: bytes) -> str:
+    """A flow as it is told: `SRC:PORT DST:PORT`, MAC addresses where there is no IP, or what kind of link it is."""
+    if not key.startswith(UNREADABLE):
+        return str(describe(key)["flow"])
+    if len(key) == 3:
+        return f"link type {int.from_bytes(key[1:], 'big')}"
+    return f"{key[1:7].hex(':')} {key[7:].hex(':')}".strip() or "frames without an address"
 
 
 def _cooked(protocol: bytes, hardware: bytes, length: bytes, sender: bytes, rest: bytes) -> bytes | None:

@@ -36,15 +36,17 @@ class Piece:
     """Bytes at `start` to `end`; None for bytes that were not captured, which agree with any.
 
     frames: number of the frame in the primary's and the secondary's file; 0 where it hasn't said them.
+    against: of a piece that contradicts another, the frame in which the other file had said otherwise.
     """
 
-    __slots__ = ("data", "end", "frames", "start")
+    __slots__ = ("against", "data", "end", "frames", "start")
 
-    def __init__(self, start: int, end: int, data: bytes | None, frames: list[int]) -> None:
+    def __init__(self, start: int, end: int, data: bytes | None, frames: list[int], against: int = 0) -> None:
         self.start = start
         self.end = end
         self.data = data
         self.frames = frames
+        self.against = against
 
     def part(self, start: int, end: int) -> bytes | None:
         """Its bytes from one number to another."""
@@ -184,9 +186,13 @@ class Ledger:
         return len(parts)
 
     def _pending(self, layer: _Layer, side: int, of: Piece, start: int, end: int) -> Piece:
+        """A piece of what one file alone has said, for a layer."""
         self.costs[side] += end - start + COST
-        self.contradictions += layer is not self._layers[0]
-        return Piece(start, end, of.part(start, end), list(of.frames))
+        piece = Piece(start, end, of.part(start, end), list(of.frames), of.against)
+        if layer is not self._layers[0]:
+            self.contradictions += 1
+            piece.against = of.against or self.against(1 - side, start, of.frames[side])
+        return piece
 
     def _place(self, side: int, said: Piece, start: int, end: int) -> None:
         """Put what is new where a layer has room for it."""
@@ -268,17 +274,20 @@ class Ledger:
                     return True
         return False
 
-    def said_by(self, side: int, number: int) -> list[int]:
-        """The frames known of one file that say a byte at a number; those of pending pieces alone if there are any."""
-        found = [frame for who, start, end, frame in self._again if who == side and start <= number < end]
-        pending = []
+    def against(self, side: int, number: int, frame: int) -> int:
+        """The frame in which one file says a byte at a number, as far as that is known; 0 if it says none.
+
+        Of several, one of which something is pending, and that stands about where the other's `frame` stands.
+        """
+        said = [again for who, start, end, again in self._again if who == side and start <= number < end]
+        pending: list[int] = []
         for layer in self._layers:
             index = layer.first(number)
             if index < len(layer.pieces) and layer.pieces[index].start <= number:
                 frames = layer.pieces[index].frames
                 if frames[side]:
-                    (found if frames[1 - side] else pending).append(frames[side])
-        return pending or found
+                    (said if frames[1 - side] else pending).append(frames[side])
+        return min(pending or said, key=lambda known: abs(known - frame), default=0)
 
 
 def _equal_runs(said: Piece, piece: Piece, start: int, end: int) -> list[tuple[int, int]]:

@@ -161,7 +161,7 @@ class Stream:
         """The first difference, if nothing more comes; None if there is none. back: distances of what is acked."""
         self.settle()
         found = [*self._differences()] or [*self._acks(back)]
-        return min(found, key=lambda finding: (finding.offset, finding.reason == UNMATCHED), default=None)
+        return min(found, key=_order, default=None)
 
     def unmatched(self) -> set[int]:
         """The primary's frames of which something is pending."""
@@ -190,9 +190,7 @@ class Stream:
     def _difference(self, piece: Piece) -> Finding:
         frames = list(piece.frames)
         other = SECONDARY if frames[PRIMARY] else PRIMARY
-        said = self._ledger.said_by(other, piece.start)
-        # Of several, the one that stands at about the same place in its file.
-        frames[other] = min(said, key=lambda frame: abs(frame - frames[1 - other]), default=0)
+        frames[other] = piece.against or self._ledger.against(other, piece.start, frames[1 - other])
         return Finding(DATA if frames[other] else UNMATCHED, self._offset(piece.start), *frames)
 
     def _acks(self, back: tuple[int, ...]) -> Iterator[Finding]:
@@ -215,6 +213,11 @@ class Stream:
         places = [origin.place(at) for origin, at in origins]
         behind = [place for place in places if place >= 0]
         return min(behind) if behind else max(places, default=0)
+
+
+def _order(finding: Finding) -> tuple[int, bool, int]:
+    """By place; of one place what both files tell of, and then what came first."""
+    return finding.offset, finding.reason == UNMATCHED, finding.primary_frame or finding.secondary_frame
 
 
 def _ahead(origin: Origin, mate: Origin, back: tuple[int, ...], side: int) -> bool:

@@ -58,7 +58,7 @@ MOST_EARLY = 4 << 20
 _NO_DATAGRAM = (frame.MALFORMED, frame.FRAGMENT, frame.CHATTER)
 
 #: `primary_frames + MADE == released + held + every dropped_…`, always.
-MADE = ("split_frames", "window_updates", "secondary_acks", "secondary_asked", "repeated_syns")
+MADE = ("split_frames", "window_updates", "secondary_acks", "secondary_asked", "repeated_syns", "probes")
 COUNTERS = (
     "primary_frames",
     "secondary_frames",
@@ -70,6 +70,7 @@ COUNTERS = (
     "window_updates",
     "secondary_acks",
     "repeated_syns",
+    "probes",
     "divergences",
     "unprotected_flows",
     "passed_flows",
@@ -501,17 +502,25 @@ class Core:
             self._drain(flow)
         if not isinstance(flow, TcpFlow) or flow.state != PROTECTED:
             return
-        if flow.held and speaks_for_itself(flow, f, data, now):
+        if flow.held and flow.held[0].arrived + STALL <= now:
+            self._stir(flow, f, data, start, now)
+        elif (update := flow.window_update()) is not None:
+            self.counters["window_updates"] += 1
+            self._append([update])
+
+    def _stir(self, flow: TcpFlow, f: Frame, data: Buffer, start: int, now: float) -> None:
+        """The head is stuck, and the secondary speaks all the same: have the client say what it lacks (`ease`)."""
+        if speaks_for_itself(flow, f, data):
             self.counters["secondary_acks"] += 1
             flow.spoke(data, f.l4)
             self._append([(bytes(data[start : f.end]), f.start - start)])
-        elif flow.held and flow.syn_frame is not None and is_syn(f, data) and flow.held[0].arrived + STALL <= now:
-            # The secondary still waits for the client's answer: have the client repeat it.
-            self.counters["repeated_syns"] += 1
-            self._append([flow.syn_frame])
-        elif (update := flow.window_update(f)) is not None:
-            self.counters["window_updates"] += 1
-            self._append([update])
+        elif is_syn(f, data):
+            if flow.syn_frame is not None:
+                self.counters["repeated_syns"] += 1
+                self._append([flow.syn_frame])
+        elif flow.repeats(f, data) and (probe := flow.probe_of(flow.held[0])) is not None:
+            self.counters["probes"] += 1
+            self._append([probe])
 
     def _drain(self, flow: Flow) -> None:
         """Release held frames from the head on, as far as they are proven."""

@@ -5,6 +5,8 @@ one segment and the primary's super-frame needs many; the secondary acks one and
 is ahead by many. So a head that has waited a while leaves as far as it is proven: a super-frame
 up to a segment's edge, an ack lowered to the secondary's. And while a head waits for an ack, the
 secondary's own pure ACKs leave as they are: they tell the client, by SACK, exactly what is missing.
+Where the secondary repeats what has long left (its SYN-ACK, or data), it lacks an ack that the
+client gave once: the SYN-ACK leaves again, or a keep-alive, and the client repeats it, to both.
 Nothing unproven leaves with any of it.
 """
 
@@ -48,10 +50,10 @@ def ease(flow: TcpFlow, head: Held, f: Frame) -> tuple[bytes, bytes] | None:
     return None if lowered is None else (lowered, staying)
 
 
-def speaks_for_itself(flow: TcpFlow, f: Frame, buf: Buffer, now: float) -> bool:
-    """Whether this pure ACK of the secondary may leave: the head is stuck, and its ack is ahead of this one."""
+def speaks_for_itself(flow: TcpFlow, f: Frame, buf: Buffer) -> bool:
+    """Whether this pure ACK of the secondary may leave: the ack of the head, which is stuck, is ahead of it."""
     head = flow.held[0]
-    if now - head.arrived < STALL or f.payload != f.payload_end or buf[f.l4 + tcp.FLAGS] != tcp.ACK:
+    if f.payload != f.payload_end or buf[f.l4 + tcp.FLAGS] != tcp.ACK:
         return False
     if not head.data[head.l4 + tcp.FLAGS] & tcp.ACK or head.data[head.l4 + tcp.FLAGS] & (tcp.SYN | tcp.RST):
         return False

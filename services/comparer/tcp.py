@@ -28,7 +28,7 @@ from lockstep.wire.seqnum import MASK, diff
 from lockstep.wire.vnet import NEEDS_CSUM
 from services.comparer.flow import DIFFERS, RELEASE, WAIT, Finding, Flow, Held
 from services.comparer.said import DIFFERENT, EQUAL, Said, first_difference
-from services.comparer.window import Window, with_window
+from services.comparer.window import Window, bare_segment, with_window
 
 _SEGMENT = struct.Struct(">4xIIBB")  # ports, seq, ack, data offset, flags
 _CHECKSUM = struct.Struct(">H")
@@ -244,9 +244,23 @@ class TcpFlow(Flow):
         if self.window is not None:
             self.window.left(buf, l4)
 
-    def window_update(self, f: Frame) -> tuple[bytes, int] | None:
+    def window_update(self) -> tuple[bytes, int] | None:
         """A frame that tells the client of a window that opened at the secondary, if it is worth one."""
-        return self.window.update(f) if self.window is not None else None
+        return self.window.update() if self.window is not None else None
+
+    def repeats(self, f: Frame, buf: Buffer) -> bool:
+        """Whether this segment of the secondary says nothing but what has left already."""
+        end = self._place(_SEGMENT.unpack_from(buf, f.l4)[0]) + f.payload_end - f.payload
+        return f.payload_end > f.payload and self.frontier - HISTORY <= end <= self.frontier
+
+    def probe_of(self, head: Held) -> tuple[bytes, int] | None:
+        """A keep-alive to the client (RFC 1122 §4.2.3.6), without payload: it answers with an ACK for both guests."""
+        if self.primary_acked is None:
+            return None
+        own = head.data[head.l4 + tcp.WINDOW] << 8 | head.data[head.l4 + tcp.WINDOW + 1]
+        allowed = self.window.allowed(head.data, head.l4) if self.window is not None else None
+        window = own if allowed is None else allowed
+        return bare_segment(head.data, head.vnet, (self.frontier_seq - 1) & MASK, self.primary_acked, window), head.vnet
 
     def _opened(self, seq: int, said: bytes, size: int) -> None:
         """The primary's SYN was proven: a new incarnation begins, unless it is the same SYN again."""

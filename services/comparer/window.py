@@ -21,6 +21,8 @@ from lockstep.wire.vnet import NEEDS_CSUM
 _SEGMENT = struct.Struct(">4xIIBBH")  # ports, seq, ack, data offset, flags, window
 _U16 = struct.Struct(">H")
 _U32 = struct.Struct(">I")
+_NUMBERS = struct.Struct(">II")  # seq, ack
+_TAIL = struct.Struct(">HHH")  # window, checksum, urgent pointer
 
 #: Bytes by which the window must have opened for an update of its own (RFC 9293 §3.8.6.2.2).
 WORTH_TELLING = 8192
@@ -39,8 +41,8 @@ class Window:
         #: The secondary's right edge.
         self.edge: int | None = None
         self._told: int | None = None
-        #: The last frame that left, if it left lowered: headers and virtio-net size; and its own edge.
-        self._lowered: tuple[bytes, int] | None = None
+        #: The last frame that left, if it left lowered (frame, virtio-net size, seq behind it), and its own edge.
+        self._lowered: tuple[bytes, int, int] | None = None
         self._lowered_edge = 0
 
     def secondary(self, ack: int, window: int) -> None:
@@ -75,31 +77,26 @@ class Window:
     def remember(self, data: bytes, vnet: int, l4: int, payload: int, end: int) -> None:
         """This primary segment was the last to leave, and it left lowered: it may need an update."""
         _, ack, _, _, window = _SEGMENT.unpack_from(data, l4)
-        self._lowered = _bare(data, vnet, l4, payload, end), vnet
+        fin = bool(data[l4 + tcp.FLAGS] & tcp.FIN)
+        seq = _U32.unpack_from(data, l4 + tcp.SEQ)[0]
+        self._lowered = data, vnet, add(seq, end - payload + fin)
         self._lowered_edge = add(ack, window << self._shift)
 
-    def update(self, f: Frame) -> tuple[bytes, int] | None:
+    def update(self) -> tuple[bytes, int] | None:
         """A window update that is worth telling, and the size of its virtio-net header."""
         if self._lowered is None or self.edge is None or self._told is None:
             return None
         edge = self.edge if diff(self.edge, self._lowered_edge) < 0 else self._lowered_edge
         if diff(edge, self._told) < WORTH_TELLING and edge != self._lowered_edge:
             return None
-        data, vnet = self._lowered
-        dissect(f, data, vnet, len(data))
-        ack = _SEGMENT.unpack_from(data, f.l4)[1]
-        frame = bytearray(data)
-        _U16.pack_into(frame, f.l4 + tcp.WINDOW, max(0, diff(edge, ack)) >> self._shift)
-        _U16.pack_into(frame, f.l4 + tcp.CHECKSUM, 0)
-        at, size = (f.l3 + ipv4.SOURCE, 8) if f.version == 4 else (f.l3 + ipv6.SOURCE, 32)
-        pseudo = bytes(frame[at : at + size]) + struct.pack(">II", f.payload_end - f.l4, IPPROTO_TCP)
-        summed = checksum(frame[f.l4 : f.payload_end], ones_sum(pseudo))
-        _U16.pack_into(frame, f.l4 + tcp.CHECKSUM, summed)
         again = self._lowered
-        self.left(frame, f.l4)
+        data, vnet, seq = again
+        ack = _SEGMENT.unpack_from(data, vnet_l4(data, vnet))[1]
+        frame = bare_segment(data, vnet, seq, ack, max(0, diff(edge, ack)) >> self._shift)
+        self.left(frame, vnet_l4(frame, vnet))
         if edge != self._lowered_edge:
             self._lowered = again
-        return bytes(frame), vnet
+        return frame, vnet
 
 
 def with_window(data: bytes, vnet: int, l4: int, window: int) -> bytes:
@@ -113,19 +110,30 @@ def with_window(data: bytes, vnet: int, l4: int, window: int) -> bytes:
     return bytes(frame)
 
 
-def _bare(data: bytes, vnet: int, l4: int, payload: int, end: int) -> bytes:
-    """A pure ACK behind this segment: its headers without payload, and `seq` behind it."""
+def vnet_l4(data: bytes, vnet: int) -> int:
+    """Where the TCP header of a frame begins that is known to be one."""
     f = Frame()
     dissect(f, data, vnet, len(data))
-    seq, _, _, flags, _ = _SEGMENT.unpack_from(data, l4)
-    frame = bytearray(data[:payload])
+    return f.l4
+
+
+def bare_segment(data: bytes, vnet: int, seq: int, ack: int, window: int) -> bytes:
+    """A pure ACK with these numbers, and all else as in the TCP segment `data`; its checksum is complete."""
+    f = Frame()
+    dissect(f, data, vnet, len(data))
+    frame = bytearray(data[: f.payload])
     frame[:vnet] = bytes(vnet)
-    _U32.pack_into(frame, l4 + tcp.SEQ, add(seq, end - payload + bool(flags & tcp.FIN)))
-    frame[l4 + tcp.FLAGS] = tcp.ACK
     if f.version == 4:
-        _U16.pack_into(frame, f.l3 + ipv4.TOTAL_LENGTH, payload - f.l3)
+        _U16.pack_into(frame, f.l3 + ipv4.TOTAL_LENGTH, f.payload - f.l3)
         _U16.pack_into(frame, f.l3 + ipv4.CHECKSUM, 0)
-        _U16.pack_into(frame, f.l3 + ipv4.CHECKSUM, checksum(frame[f.l3 : l4]))
+        _U16.pack_into(frame, f.l3 + ipv4.CHECKSUM, checksum(frame[f.l3 : f.l4]))
+        at, size = f.l3 + ipv4.SOURCE, 8
     else:
-        _U16.pack_into(frame, f.l3 + ipv6.PAYLOAD_LENGTH, payload - f.l3 - ipv6.HEADER)
+        _U16.pack_into(frame, f.l3 + ipv6.PAYLOAD_LENGTH, f.payload - f.l3 - ipv6.HEADER)
+        at, size = f.l3 + ipv6.SOURCE, 32
+    _NUMBERS.pack_into(frame, f.l4 + tcp.SEQ, seq, ack)
+    frame[f.l4 + tcp.FLAGS] = tcp.ACK
+    _TAIL.pack_into(frame, f.l4 + tcp.WINDOW, window, 0, 0)
+    pseudo = bytes(frame[at : at + size]) + struct.pack(">II", f.payload - f.l4, IPPROTO_TCP)
+    _U16.pack_into(frame, f.l4 + tcp.CHECKSUM, checksum(frame[f.l4 :], ones_sum(pseudo)))
     return bytes(frame)

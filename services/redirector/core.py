@@ -148,15 +148,26 @@ class Core:
         return self._next_round if self._rounds_left else None
 
     def command(self, op: str, arguments: Mapping[str, Any], now: float) -> tuple[dict[str, Any], list[Output]]:
-        """`failover`: the secondary guest speaks to the world from now on. Asking twice is allowed."""
+        """`failover`: the secondary guest speaks to the world from now on. Asking twice is allowed.
+
+        epoch: optional, the last checkpoint that the asker knows to be committed.
+        """
         if op != "failover":
             raise CommandError(f"the redirector has no `{op}`")
+        epoch = arguments.get("epoch", self.epoch)
+        if type(epoch) is not int or epoch < 0:
+            raise CommandError("a failover's `epoch` is the number of the last committed checkpoint")
+        outputs: list[Output] = []
+        if epoch > self.epoch:
+            # The commit died with the primary: the guest is a copy of it all the same.
+            self.epoch = epoch
+            outputs.append((TO_GUEST, Cut(epoch, "commit")))
         if not self._speaking:
             self._speaking = True
             self._rounds_left = self._rounds
             self._next_round = now
         said = {"survivor": "secondary", "epoch": self.epoch}
-        return said, [Event("failover", said), *self.tick(now)]
+        return said, [*outputs, Event("failover", said), *self.tick(now)]
 
     def reload(self, config: Node) -> None:
         """Nothing can change while it runs."""

@@ -81,11 +81,15 @@ class Connection:
         timestamps, _, _ = options(buf, l4, payload)
         self.tsval = _U32.unpack_from(buf, timestamps + 2)[0] if timestamps else None
 
-    def client_answers(self, buf: Buffer, l4: int, payload: int) -> bool:
-        """Learn the deltas from the client's answer to the waiting SYN; False if this is none."""
+    def client_answers(self, buf: Buffer, l4: int, payload: int, speaking: bool) -> bool:
+        """Learn the deltas from the client's answer to the waiting SYN; False if this is none.
+
+        speaking: after a failover a client that has answered the primary's SYN meets this guest's
+        with a challenge ACK, which names the primary's number as well.
+        """
         flags = buf[l4 + tcp.FLAGS]
         syn = flags & tcp.SYN
-        if not flags & tcp.ACK or flags & tcp.RST or (self.opened_by_guest and not syn):
+        if not flags & tcp.ACK or flags & tcp.RST or (self.opened_by_guest and not syn and not speaking):
             return False
         seq, ack = _U32_PAIR.unpack_from(buf, l4 + tcp.SEQ)
         if not self.opened_by_guest and not -1 <= diff(seq + bool(syn), self.peer_next) < _FIRST_ACK_WINDOW:

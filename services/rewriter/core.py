@@ -179,7 +179,7 @@ class Core:
         if connection is None:
             return []
         connection.touched = now
-        if connection.waiting and connection.client_answers(data, f.l4, f.payload):
+        if connection.waiting and connection.client_answers(data, f.l4, f.payload, self._speaking):
             self.counters["learned"] += 1
         if connection.known:
             connection.to_guest_space(data, f.l4, f.payload, partial)

@@ -78,7 +78,7 @@ def test_a_container_runs_its_service_with_the_one_capture_variable(node: str, s
 def test_its_health_is_the_answer_of_its_own_service_alone(node: str, service: str) -> None:
     it = resolved(node)["services"][service]
     assert it["healthcheck"]["test"] == ["CMD", "lockstep", "status", service]
-    assert it["healthcheck"]["interval"] == "10s"
+    assert it["healthcheck"]["interval"] == "15s"
 
 
 @pytest.mark.parametrize(("node", "service"), SERVICES)

@@ -17,7 +17,6 @@ import select
 import socket
 import struct
 import time
-from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
@@ -32,17 +31,19 @@ from lockstep.batch import Batch
 from lockstep.capture.tap import TUNSETOFFLOAD, TapPort
 from lockstep.config import Node
 from lockstep.demo.namespaces import Namespace
+from lockstep.streams import FROM_GUEST, TO_GUEST, Event
+from lockstep.streams import GUEST as GUEST_PORT
 from services.rewriter.core import Core
 
 MASK = 0xFFFFFFFF
 #: Seconds in which whatever is going to happen has happened, on the slowest machine.
-LONG = 10.0
-#: Milliseconds by which the guest's clock may run ahead of what we saw of it.
-SLACK = 30
+LONG = 4.0
+#: Milliseconds by which the guest's clock may run ahead of what we saw of it. (SYN cookies set theirs back by 63.)
+SLACK = 100
 FLAGS = {"F": 1, "S": 2, "R": 4, "P": 8, "A": 16, "U": 32}
 VNET = 10
-#: MTU of the guest's interface.
-MTU = 1500
+#: MTU of the guest's interface, and the segment size that the script announces.
+MTU, MSS = 1500, 1460
 
 #: So that nothing is said for reasons of time alone, and every stray segment is answered.
 SETTINGS = {
@@ -114,11 +115,12 @@ class Wire:
 
     def __init__(self, way: Way, *, v6: bool, settings: dict[str, int] | None = None) -> None:
         self.way, self.v6 = way, v6
-        self.mss = MTU - (40 if v6 else 20) - 20
+        #: Payload of the guest's full segments, which have timestamps.
+        self.mss = MTU - (40 if v6 else 20) - 20 - 12
         self.guest, self.client = (GUEST6, CLIENT6) if v6 else (GUEST, CLIENT)
         self.core = Core(Node.model_validate({})) if way.rewriter else None
         self._settings = SETTINGS | (settings or {})
-        self._frames: deque[bytes] = deque()
+        self._segments: deque[Raw] = deque()
         self._sockets: list[socket.socket] = []
         #: Everything that a script has taken from the guest, in order.
         self.heard: list[tuple[object, ...]] = []
@@ -140,6 +142,7 @@ class Wire:
                 ip.addr("add", index=eth0, address=self.guest, prefixlen=64 if self.v6 else 24, **more)
                 mac = packets.CLIENT_MAC.hex(":")
                 ip.neigh("add", dst=self.client, lladdr=mac, ifindex=eth0, state=_NUD_PERMANENT)
+            self._wake()
         except BaseException:
             self._namespace.close()
             raise
@@ -195,45 +198,47 @@ class Wire:
 
     def send(self, frame: bytes, vnet: int = 0) -> None:
         """A frame for the guest."""
-        batch = Batch.of([frame], vnet)
-        if self.core is None:
+        for batch in self._through(TO_GUEST, GUEST_PORT, Batch.of([frame], vnet)):
             self._port.write(batch)
-            return
-        for where, item in self.core.push("to_guest", batch, time.monotonic()):  # type: ignore[misc]
-            assert where == "guest", where
+
+    def _through(self, stream: str, to: str, batch: Batch) -> list[Batch]:
+        """What a batch of a stream becomes on its way."""
+        if self.core is None:
+            return [batch]
+        batches = []
+        for output in self.core.push(stream, batch, time.monotonic()):
+            if isinstance(output, Event):
+                continue
+            where, item = output
+            assert where == to, f"{stream} led to {where}"
             assert isinstance(item, Batch)
-            self._port.write(item)
+            batches.append(item)
+        return batches
 
     def next(self) -> Raw:
         """The next TCP segment of the guest; a super-frame comes as the segments that it stands for."""
         deadline = time.monotonic() + LONG
-        while not self._segments():
+        while not self._segments:
             assert time.monotonic() < deadline, f"the guest said nothing more; before: {self.heard[-5:]}"
             select.select([self._port.fileno()], [], [], 0.5)
-            self._read()
-        return self._waiting.popleft()
+            for frame in self._read():
+                self._segments += parsed(frame, self.guest, self.client)
+        return self._segments.popleft()
 
-    _waiting: deque[Raw]
-
-    def _segments(self) -> bool:
-        if not hasattr(self, "_waiting"):
-            self._waiting = deque()
-        while self._frames and not self._waiting:
-            self._waiting += parsed(self._frames.popleft(), self.guest, self.client)
-        return bool(self._waiting)
-
-    def _read(self) -> None:
+    def _read(self) -> list[bytes]:
         batch = self._port.read()
         if batch is None:
-            return
-        if self.core is None:
-            self._frames += batch.frames()
-            return
-        outputs = self.core.push("guest", Batch(bytes(batch.data), array("I", batch.lengths), VNET), time.monotonic())
-        for where, item in outputs:  # type: ignore[misc]
-            assert where == "from_guest", where
-            assert isinstance(item, Batch)
-            self._frames += item.frames()
+            return []
+        return [frame for one in self._through(GUEST_PORT, FROM_GUEST, batch) for frame in one.frames()]
+
+    def _wake(self) -> None:
+        """Wait until the guest answers a ping: the kernel makes its IPv6 routes when it finds the time."""
+        kind = 129 if self.v6 else 0
+        deadline = time.monotonic() + LONG
+        while not any(frame[VNET:][54 if self.v6 else 34] == kind for frame in self._read()):
+            assert time.monotonic() < deadline, "the guest's kernel doesn't come up"
+            self._port.write(Batch.of([ping(self)]))
+            select.select([self._port.fileno()], [], [], 0.02)
 
 
 class Peer:
@@ -266,17 +271,13 @@ class Peer:
         tsecr: int | None = None,
     ) -> None:
         """A segment of the client, at these places. clock: another TSval than the next."""
+        if ack is not None and not self._answered:
+            self._answer()
         self.clock += 1
         tsval = _CLOCK + (self.clock if clock is None else clock)
-        echo = self.tsecr if tsecr is None else tsecr
-        options = packets.timestamps(tsval, echo if "A" in flags else 0)
+        options = packets.timestamps(tsval, (self.tsecr if tsecr is None else tsecr) if "A" in flags else 0)
         if "S" in flags:
-            options = struct.pack(">BBH", 2, 4, 1460) + b"\4\2" + options[2:] + b"\1\3\3\0"
-        if ack is not None and "A" in flags and not self._answered:
-            self._answer()
-            options = packets.timestamps(tsval, self.tsecr) if "S" not in flags else (
-                struct.pack(">BBH", 2, 4, 1460) + b"\4\2" + packets.timestamps(tsval, self.tsecr)[2:] + b"\1\3\3\0"
-            )
+            options = struct.pack(">BBH", 2, 4, MSS) + b"\4\2" + options[2:] + b"\1\3\3\0"
         if sack:
             edges = b"".join(struct.pack(">II", *((self.base + edge) & MASK for edge in block)) for block in sack)
             options += struct.pack(">BBBB", 1, 1, 5, 2 + len(edges)) + edges
@@ -306,7 +307,7 @@ class Peer:
         flags = "".join(name for name, bit in FLAGS.items() if raw.flags & bit and name != "P")
         found = options_of(raw.options)
         stamps = found.pop(8, None)
-        if raw.flags & FLAGS["S"] and not self._answered:
+        if raw.flags & FLAGS["S"] and not self._began:
             self.base = raw.seq
             if stamps is not None:
                 self.ts_base = self._last_tsval = struct.unpack(">I", stamps[:4])[0]
@@ -378,7 +379,7 @@ class Peer:
         self.send("A", 1, 1)
         return self.wire.accept(listener)
 
-    def too_big(self, mtu: int, seq: int, size: int = 8) -> None:
+    def too_big(self, mtu: int, seq: int) -> None:
         """An ICMP error that quotes the guest's segment at `seq`: it needs fragmentation, or is too big."""
         self.wire.send(icmp_error(self.wire, mtu, self._quotation((self.base + seq) & MASK)))
 
@@ -479,11 +480,18 @@ def with_urgent(frame: bytes, vnet: int, header: int, urgent: int, *, partial: b
 def icmp_error(wire: Wire, mtu: int | None, quoted: bytes) -> bytes:
     """`Fragmentation Needed` or `Packet Too Big` with an MTU; without one, `Port Unreachable`."""
     if wire.v6:
-        head = struct.pack(">BBHI", 2, 0, 0, mtu) if mtu else struct.pack(">BBHI", 1, 4, 0, 0)
-        over = packets.pseudo(wire.client, wire.guest, 58, len(head + quoted))
-        checksum = inet_checksum(over + head + quoted)
-    else:
-        head = struct.pack(">BBHHH", 3, 4 if mtu else 3, 0, 0, mtu or 0)
-        checksum = inet_checksum(head + quoted)
-    body = head[:2] + struct.pack(">H", checksum) + head[4:] + quoted
-    return packets.ethernet(packets.ip(wire.client, wire.guest, 58 if wire.v6 else 1, body), to_client=False)
+        return icmp(wire, (struct.pack(">BBHI", 2, 0, 0, mtu) if mtu else struct.pack(">BBHI", 1, 4, 0, 0)) + quoted)
+    return icmp(wire, struct.pack(">BBHHH", 3, 4 if mtu else 3, 0, 0, mtu or 0) + quoted)
+
+
+def ping(wire: Wire) -> bytes:
+    """An echo request for the guest."""
+    return icmp(wire, struct.pack(">BBHHH", 128 if wire.v6 else 8, 0, 0, 1, 1) + b"anybody there?")
+
+
+def icmp(wire: Wire, body: bytes) -> bytes:
+    """An ICMP or ICMPv6 message to the guest; its checksum field is 0."""
+    protocol = 58 if wire.v6 else 1
+    over = packets.pseudo(wire.client, wire.guest, protocol, len(body)) if wire.v6 else b""
+    body = body[:2] + struct.pack(">H", inet_checksum(over + body)) + body[4:]
+    return packets.ethernet(packets.ip(wire.client, wire.guest, protocol, body), to_client=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -225,7 +226,7 @@ def test_an_unknown_service_lists_the_services(faults: Faults, table: str) -> No
 def test_a_wrong_value_is_a_fault(
     faults: Faults, text: str, setting: str, value: str | None, way_out: str | None
 ) -> None:
-    (fault,) = faults(SOUND.replace("capture", "log.format") .replace("memory", "json") + text if 0 else text)
+    (fault,) = faults(text)
     assert fault.setting == setting
     assert value is None or fault.value == value
     assert way_out is None or fault.way_out == way_out
@@ -428,7 +429,7 @@ def test_the_capture_of_the_command_line_is_before_the_environments(load: Load) 
         ("tcp://127.0.0.1:1", ("tcp", "127.0.0.1:1")),
         ("tcp://*:65535", ("tcp", "*:65535")),
         ("tcp://[::1]:7000", ("tcp", "[::1]:7000")),
-        ("tcp://[fe80::1%eth0]:7000", None),
+        ("tcp://[fe80::1%1]:7000", ("tcp", "[fe80::1%1]:7000")),
         ("tcp://host-1.example:7000", ("tcp", "host-1.example:7000")),
         ("ipc://run/x", None),
         ("ipc://", None),
@@ -448,15 +449,11 @@ def test_the_capture_of_the_command_line_is_before_the_environments(load: Load) 
     ],
 )
 def test_an_endpoint_is_an_absolute_path_or_a_host_and_a_port(text: str, parts: tuple[str, str] | None) -> None:
-    if parts is None and "%" not in text:
+    if parts is None:
         with pytest.raises(ValueError, match="endpoint"):
             parse_endpoint(text)
-    elif parts is not None:
+    else:
         assert parse_endpoint(text) == parts
-
-
-def test_a_zone_belongs_to_an_ipv6_address() -> None:
-    assert parse_endpoint("tcp://[fe80::1%1]:7000") == ("tcp", "[fe80::1%1]:7000")
 
 
 LOCAL = ["ipc:///run/x", "tcp://127.0.0.1:1", "tcp://127.8.9.10:1", "tcp://localhost:1", "tcp://[::1]:1"]
@@ -585,8 +582,6 @@ def test_every_setting_is_explained_with_its_default() -> None:
 ]))  # fmt: skip
 def test_any_value_in_any_place_is_taken_or_a_fault(value: Any, place: tuple[str, ...]) -> None:
     """Through the environment's JSON, since every value can be written there."""
-    import json
-
     environ = {f"LOCKSTEP_{'__'.join(place).upper()}": json.dumps(value), "LOCKSTEP_SERVICES": '["mirror"]'}
     try:
         config.load(None, environ=environ, capture="memory")

@@ -144,7 +144,7 @@ def test_new_connections(stage: Stage, tmp_path: Path) -> None:
     with replicated(stage, *argv, port=80, stderr=subprocess.DEVNULL) as guests:
         fail_over(stage, guests[0])
         for network, subnet in ADDRESSES.items():
-            ping = stage.run(stage.client_ns, ["ping", "-q", "-n", "-i", "0.01", "-c", "50", "-w", "20", subnet.guest])
+            ping = stage.run(stage.client_ns, ["ping", "-q", "-n", "-i", "0.01", "-c", "50", "-W", "20", subnet.guest])
             assert "50 packets transmitted, 50 received" in ping.stdout, (network, ping.stdout)
             host = f"[{subnet.guest}]" if network == "ipv6" else subnet.guest
             into = tmp_path / network

@@ -150,13 +150,14 @@ def calls(stage: Stage, command: str) -> list[int]:
 
 
 @pytest.mark.needs("redis-server", "redis-benchmark", "redis-cli")
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("clients", [1, 32])
 @pytest.mark.parametrize("command", ["set", "get"])
 def test_redis_benchmark(redis: Stage, command: str, clients: int) -> None:
     """20,000 commands are answered, both replicas carried out each of them, and nothing diverged."""
     before = calls(redis, command)
     argv = ["redis-benchmark", "-h", GUEST, "-t", command, "-n", "20000", "-c", str(clients), "--csv"]
-    done = redis.run(redis.client_ns, argv, timeout=90)
+    done = redis.run(redis.client_ns, argv, timeout=240)
     assert done.returncode == 0, done.stderr
     heads, row = (line.replace('"', "").split(",") for line in done.stdout.splitlines())
     figures = dict(zip(heads, row, strict=True))
@@ -211,7 +212,7 @@ def test_dns(calm: Stage, tmp_path: Path) -> None:
 def test_ping(calm: Stage, network: str) -> None:
     """200 echo requests 10 ms apart are all answered, and the answers compared."""
     before = settled(calm)
-    argv = ["ping", "-q", "-n", "-i", "0.01", "-c", "200", "-w", "30", ADDRESSES[network].guest]
+    argv = ["ping", "-q", "-n", "-i", "0.01", "-c", "200", "-W", "20", ADDRESSES[network].guest]
     done = calm.run(calm.client_ns, argv, timeout=60)
     assert "200 packets transmitted, 200 received, 0% packet loss" in done.stdout, done.stdout
     assert assert_protected(calm)["primary_frames"] - before["primary_frames"] >= 200

@@ -6,9 +6,7 @@ when its fault is mended.
 """
 
 KNOWN: dict[str, str] = {
-    "mirror_epoch": "a restarted mirror begins again at epoch 0, and the comparer ignores its commits",
-    "unmoved_ack": "the secondary's own ACK leaves with numbers that no rewriter has moved",
-    "silent_client": "a server that speaks first stands still if the secondary alone lost the handshake's last ack",
-    "probe_answer": "a keep-alive as the client's first segment is not taken for its answer",
-    "fin_reason": "a pure ACK behind the FIN that waits in vain is reported as `fin`",
+    "silent_client": "the secondary alone lost a quiet client's last ack (or handshake), and nobody makes it repeat it",
+    "lost_commit": "a commit that dies with the primary node never reaches the rewriter: stale offsets at the failover",
+    "half_opened": "a connection that the guest opens is reset if the failover comes within its handshake",
 }

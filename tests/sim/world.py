@@ -386,8 +386,6 @@ class World:
         )
         # Smaller limits than a configuration may name, so that small traffic reaches them.
         self.node = plain.model_copy(update={"comparer": plain.comparer.model_copy(update=scenario.comparer)})
-        if scenario.failover is not None and "probe_answer" in excused:
-            scenario.client.keepalive = 0.0
         self.checker = Checker(scenario, self.reader, self.node.comparer, excused)
         self.plans = Plans(lambda host, plan, what: self.record("complaint", host, plan, what))
         links.MOST_PENDING = scenario.most_pending
@@ -670,8 +668,6 @@ class World:
         mirror = self._of["mirror"]
         if self.primary_dead or self.secondary_dead:
             return
-        if mirror.alive and mirror.cores["mirror"].epoch != self.epoch and "mirror_epoch" in self.excused:
-            return
         if self.preparing is not None or not mirror.alive or self._awaiting():
             self.at(self.now + 0.05, self._prepare, committed, seconds)
             return
@@ -681,7 +677,7 @@ class World:
         primary.stop(self.now)
         self._out["primary"].drain()
         mirror.read_port("mirror", GUEST)
-        self.preparing = mirror.cores["mirror"].epoch + 1
+        self.preparing = self.epoch + 1
         self._prepare_passed = False
         self.record("prepare", self.epoch + 1)
         mirror.command("mirror", "cut", {"epoch": self.preparing, "phase": "prepare"})
@@ -766,6 +762,7 @@ class World:
         if name == "secondary" and (self._not_yet_loaded or self.preparing is not None):
             return
         host.resume(self.now)
+        self.record("resumes", name)
         self._ticks.pop(name, None)
         parked, self.parked[name] = self.parked[name], []
         for raw, vnet in parked:

@@ -709,6 +709,20 @@ def test_while_an_ack_is_stuck_the_secondarys_own_acks_leave() -> None:
     assert sides.conserved()
 
 
+def test_a_secondary_that_repeats_old_bytes_makes_the_client_repeat_its_ack(sides: Sides) -> None:
+    """It lost the client's last ack, and so never gets to the bytes that the primary has gone on to."""
+    sides.secondary(data(0, b"hello"))
+    sides.primary(data(0, b"hello"))
+    ends = {"partial": True, "vnet": 10, "gso_size": 100, "options": packets.timestamps(7, 8)}
+    sides.primary(segment(ISN + 6, CLIENT_ISN + 1, b"x" * 300, flags=PSH, **ends), vnet=10)
+    assert sides.secondary(data(0, b"hello")) == []
+    sides.now += 0.03
+    probe = bytes(10) + segment(ISN + 5, CLIENT_ISN + 1, options=packets.timestamps(7, 8))
+    assert sides.secondary(data(0, b"hello")) == [probe]
+    assert sides.core.counters["probes"] == 1
+    assert sides.conserved()
+
+
 def test_proven_data_with_an_ack_ahead_leaves_with_the_ack_lowered(sides: Sides) -> None:
     sides.primary(data(0, b"abc", ack=CLIENT_ISN + 1001))
     sides.secondary(data(0, b"abc"))

@@ -10,7 +10,7 @@ from packets import GUEST_MAC, arp_reply, from_client, segment
 
 from lockstep.batch import Batch
 from lockstep.config import Node
-from lockstep.streams import Cut, Event, Gap
+from lockstep.streams import CommandError, Cut, Event, Gap
 from services.redirector.announce import announcements
 from services.redirector.core import Core
 
@@ -45,6 +45,18 @@ def test_after_failover_the_guest_speaks_through_the_uplink_and_hears_nothing_el
     assert redirector.push("from_guest", GUESTS, 5.0) == [("uplink", GUESTS)]
     assert redirector.push("ingress", CLIENTS, 5.0) == []
     assert redirector.counters["ingress_ignored"] == 1
+
+
+def test_failover_brings_a_commit_that_died_with_the_primary(redirector: Core) -> None:
+    answer, outputs = redirector.command("failover", {"epoch": 3}, 5.0)
+    assert outputs[0] == ("to_guest", Cut(3, "commit"))
+    assert answer["epoch"] == 3
+
+
+def test_a_failover_into_no_epoch_is_refused(redirector: Core) -> None:
+    with pytest.raises(CommandError, match="epoch"):
+        redirector.command("failover", {"epoch": "3"}, 5.0)
+    assert redirector.push("from_guest", GUESTS, 5.0) == [("secondary", GUESTS)]
 
 
 def test_failover_tells_the_rewriter_by_an_event(redirector: Core) -> None:

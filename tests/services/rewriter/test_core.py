@@ -196,6 +196,17 @@ def test_an_icmp_error_quotes_the_guests_own_number_to_it(v6: bool) -> None:
     assert packets.inet_sum(over + heard[l4:]) == 0xFFFF
 
 
+def test_a_connection_half_open_at_failover_learns_from_the_clients_challenge() -> None:
+    """The client has answered the primary's SYN; the guest's own SYN, repeated, gets a challenge ACK."""
+    node = Node2()
+    node.guest(segment(1000, flags=SYN))
+    challenge = from_client(901, 5001)
+    assert node.client(challenge) == challenge
+    node.core.push("events", Event("failover", {"survivor": "secondary"}), 0.0)
+    assert node.client(challenge) == from_client(901, 1001)
+    assert node.guest(segment(1000, flags=SYN)) == segment(5000, flags=SYN)
+
+
 def test_a_syn_ack_sent_again_is_moved_once_the_distance_is_known() -> None:
     node = Node2()
     node.accept(1000, 5000)

@@ -1,0 +1,691 @@
+"""The one loop, with a fake core in it: what it is given, where its outputs go, who may ask, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+import structlog
+import zmq
+
+from lockstep import config
+from lockstep.batch import Batch
+from lockstep.capture.base import Port, PortError
+from lockstep.capture.memory import MemoryPort, pair
+from lockstep.config import Log, Node, Service
+from lockstep.control import ControlError, Listener, request
+from lockstep.link.zmq import LinkError, Receiver, Sender
+from lockstep.log import configure
+from lockstep.shell import Shell
+from lockstep.streams import EVENTS, CommandError, Core, Cut, Event, Gap, Item, Output
+
+#: Seconds until a wait is in vain.
+PATIENCE = 20.0
+
+Context = zmq.Context[zmq.Socket[bytes]]
+
+
+class FakeCore:
+    """Notes what it is given, and gives what the test says: `answers` by stream, `due` at a tick."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.counters = {"pushes": 0}
+        self.pushed: list[tuple[str, object]] = []
+        self.answers: dict[str, Callable[[Item], Iterable[Output]]] = {}
+        self.deadline: float | None = None
+        self.ticks: list[float] = []
+        self.due: list[Output] = []
+        self.lost: list[tuple[str, Batch | Cut]] = []
+        self.reloaded: Node | None = None
+
+    def push(self, stream: str, item: Item, now: float) -> Iterable[Output]:
+        self.counters["pushes"] += 1
+        self.pushed.append((stream, item.frames() if isinstance(item, Batch) else item))
+        return self.answers.get(stream, lambda item: [])(item)
+
+    def tick(self, now: float) -> Iterable[Output]:
+        self.ticks.append(now)
+        self.deadline = None
+        return self.due
+
+    def next_deadline(self) -> float | None:
+        return self.deadline
+
+    def command(self, op: str, arguments: Mapping[str, Any], now: float) -> tuple[dict[str, Any], Iterable[Output]]:
+        if op != "say":
+            raise CommandError(f"the fake has no `{op}`")
+        return {"said": arguments["text"]}, [("network", Batch.of([arguments["text"].encode()]))]
+
+    def reload(self, node: Node) -> None:
+        self.reloaded = node
+
+    def status(self) -> dict[str, Any]:
+        return {"mood": "fine"}
+
+    def undelivered(self, stream: str, item: Batch | Cut, now: float) -> Iterable[Output]:
+        self.lost.append((stream, item))
+        return [Event("lost", {"stream": stream})]
+
+
+def test_the_fake_is_a_core() -> None:
+    assert isinstance(FakeCore(), Core)
+
+
+class Stage:
+    """A shell with fake cores, and the other ends of their ports."""
+
+    def __init__(self, node: Node, *services: Service, **more: Any) -> None:
+        self.node = node
+        self.cores = {service: FakeCore() for service in services}
+        self.far: dict[str, MemoryPort] = {}
+        near: dict[str, Port] = dict(more.pop("ports", {}))
+        for service in services:
+            for name in config.SERVICES[service].ports:
+                if f"{service}.{name}" not in near:
+                    near[f"{service}.{name}"], self.far[name] = pair(f"{service}.{name}")
+        self.near = near
+        self.shell = Shell(node, self.cores, ports=near, **more)  # type: ignore[arg-type]
+
+    def until(self, done: Callable[[], object]) -> None:
+        """Step until something is so."""
+        deadline = time.monotonic() + PATIENCE
+        while not done():
+            assert time.monotonic() < deadline, "stepped in vain"
+            self.shell.step(0.01)
+
+    def ask(self, service: Service, op: str, **arguments: Any) -> dict[str, Any]:
+        """A request, served by stepping."""
+        with zmq.Context() as context, context.socket(zmq.REQ) as asker:
+            asker.setsockopt(zmq.LINGER, 0)
+            asker.connect(self.node.control_endpoint(service))
+            asker.send(msgpack.packb({"op": op, **arguments}))
+            self.until(lambda: asker.poll(0))
+            answer: dict[str, Any] = msgpack.unpackb(asker.recv())
+            return answer
+
+
+@pytest.fixture
+def node(run_dir: Path) -> Node:
+    return Node.model_validate({"run_dir": str(run_dir), "node": "here"})
+
+
+@pytest.fixture
+def stage(node: Node) -> Iterator[Callable[..., Stage]]:
+    made: list[Stage] = []
+
+    def make(*services: Service, node: Node = node, **more: Any) -> Stage:
+        made.append(Stage(node, *services, **more))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.shell.close()
+        for port in one.far.values():
+            port.close()
+
+
+@pytest.fixture
+def context() -> Iterator[Context]:
+    made: Context = zmq.Context()
+    made.setsockopt(zmq.LINGER, 0)
+    yield made
+    made.destroy(linger=0)
+
+
+@pytest.fixture
+def sender(context: Context, node: Node) -> Callable[..., Sender]:
+    def make(stream: str, boot: bytes = b"sender#1") -> Sender:
+        return Sender(context, stream, node.link(stream).endpoint, boot)
+
+    return make
+
+
+@pytest.fixture
+def receiver(context: Context, node: Node) -> Iterator[Callable[[str], Receiver]]:
+    made: list[Receiver] = []
+
+    def make(stream: str) -> Receiver:
+        made.append(Receiver(context, stream, node.link(stream).endpoint))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def one(text: str) -> Batch:
+    return Batch.of([text.encode()])
+
+
+# In.
+
+
+def test_what_a_port_reads_is_pushed_under_the_ports_name(stage: Callable[..., Stage]) -> None:
+    here = stage("mirror")
+    here.far["network"].write(one("from the network"))
+    here.far["guest"].write(Batch.of([b"from", b"the guest"]))
+    core = here.cores["mirror"]
+    here.until(lambda: len(core.pushed) == 2)
+    assert sorted(core.pushed) == [("guest", [b"from", b"the guest"]), ("network", [b"from the network"])]
+
+
+def test_what_a_link_brings_is_pushed_under_the_streams_name(
+    stage: Callable[..., Stage], sender: Callable[..., Sender]
+) -> None:
+    here, there = stage("mirror"), sender("released")
+    there.send(one("a frame"), 3)
+    there.send(Cut(4, "commit"), 3)
+    core = here.cores["mirror"]
+    here.until(lambda: len(core.pushed) == 2)
+    assert core.pushed == [("released", [b"a frame"]), ("released", Cut(4, "commit"))]
+
+
+def test_a_gap_is_pushed_in_front_of_what_came_behind_it(
+    stage: Callable[..., Stage], sender: Callable[..., Sender]
+) -> None:
+    here = stage("mirror")
+    core = here.cores["mirror"]
+    sender("released").send(one("of the first"), 0)
+    here.until(lambda: core.pushed)
+    sender("released", b"sender#2").send(one("of the second"), 0)
+    here.until(lambda: len(core.pushed) == 3)
+    assert core.pushed[1:] == [("released", Gap("restarted")), ("released", [b"of the second"])]
+
+
+def test_a_refused_message_reaches_no_core(
+    stage: Callable[..., Stage], context: Context, sender: Callable[..., Sender], node: Node
+) -> None:
+    here = stage("mirror")
+    push = context.socket(zmq.PUSH)
+    push.connect(node.link("released").endpoint)
+    push.send_multipart([b"garbage", b""])
+
+    def refused() -> int:
+        count: int = here.ask("mirror", "status")["links"]["released"]["rejected_map"]
+        return count
+
+    here.until(refused)
+    assert refused() == 1
+    assert here.cores["mirror"].pushed == []
+
+
+def test_now_is_monotonic_seconds(stage: Callable[..., Stage]) -> None:
+    here = stage("comparer")
+    core = here.cores["comparer"]
+    before = time.monotonic()
+    core.deadline = before
+    here.until(lambda: core.ticks)
+    assert before <= core.ticks[0] <= time.monotonic()
+
+
+# Out.
+
+
+def test_an_output_for_a_port_is_written_to_it(stage: Callable[..., Stage]) -> None:
+    here = stage("mirror")
+    here.cores["mirror"].answers["network"] = lambda item: [("guest", item), ("network", one("an answer"))]
+    here.far["network"].write(one("a question"))
+    here.until(lambda: here.cores["mirror"].pushed)
+    to_guest, to_network = here.far["guest"].read(), here.far["network"].read()
+    assert to_guest is not None
+    assert to_network is not None
+    assert (to_guest.frames(), to_network.frames()) == ([b"a question"], [b"an answer"])
+
+
+def test_an_output_for_a_stream_is_sent_with_the_cores_epoch(
+    stage: Callable[..., Stage], receiver: Callable[[str], Receiver]
+) -> None:
+    here, there = stage("mirror"), receiver("primary")
+    core = here.cores["mirror"]
+    core.epoch = 41
+    core.answers["guest"] = lambda item: [("primary", item), ("primary", Cut(42, "prepare"))]
+    here.far["guest"].write(one("a frame"))
+    here.until(lambda: there.socket.poll(0))
+    (batch,) = there.receive() or []
+    assert isinstance(batch, Batch)
+    assert (batch.frames(), batch.epoch) == ([b"a frame"], 41)
+    here.until(lambda: there.socket.poll(0))
+    assert there.receive() == [Cut(42, "prepare")]
+
+
+def test_outputs_are_carried_out_in_order(stage: Callable[..., Stage], receiver: Callable[[str], Receiver]) -> None:
+    here, there = stage("mirror"), receiver("primary")
+    core = here.cores["mirror"]
+    core.answers["guest"] = lambda item: [("primary", one(str(number))) for number in range(200)]
+    here.far["guest"].write(one("go"))
+    arrived: list[bytes] = []
+
+    def all_there() -> bool:
+        for item in there.receive() or []:
+            assert isinstance(item, Batch)
+            arrived.extend(item.frames())
+        return len(arrived) == 200
+
+    here.until(all_there)
+    assert arrived == [str(number).encode() for number in range(200)]
+
+
+@pytest.mark.parametrize("output", [("nowhere", one("x")), ("released", one("x")), ("network", Cut(1, "commit"))])
+def test_an_output_for_what_is_not_wired_is_a_bug_that_stops_the_process(
+    stage: Callable[..., Stage], output: Output
+) -> None:
+    here = stage("mirror")
+    here.cores["mirror"].answers["network"] = lambda item: [output]
+    here.far["network"].write(one("go"))
+    with pytest.raises(AssertionError, match="not wired"):
+        here.until(lambda: False)
+
+
+def test_a_full_link_tells_the_core_and_what_waits_is_sent_when_there_is_room(
+    stage: Callable[..., Stage], receiver: Callable[[str], Receiver], node: Node, context: Context
+) -> None:
+    """Nothing else has to happen for it: the loop itself waits for the socket."""
+    here = stage("mirror")
+    core = here.cores["mirror"]
+    core.answers["guest"] = lambda item: [("primary", Batch.of([bytes(1 << 16)] * 16)) for _ in range(64)]
+    here.far["guest"].write(one("go"))
+    here.until(lambda: core.lost)
+    assert {stream for stream, _ in core.lost} == {"primary"}
+    assert here.ask("mirror", "status")["links"]["primary"]["full"] == len(core.lost)
+    there = receiver("primary")
+    arrived = 0
+
+    def all_there() -> bool:
+        nonlocal arrived
+        arrived += len([item for item in there.receive() or [] if isinstance(item, Batch)])
+        return arrived == 64 - len(core.lost)
+
+    here.until(all_there)
+    assert 16 < arrived < 64
+
+
+def test_what_a_core_says_to_a_loss_is_carried_out_too(stage: Callable[..., Stage]) -> None:
+    here = stage("mirror")
+    core = here.cores["mirror"]
+    core.answers["guest"] = lambda item: [("primary", Batch.of([bytes(1 << 16)] * 16)) for _ in range(64)]
+    here.far["guest"].write(one("go"))
+    here.until(lambda: core.lost)
+    assert here.ask("mirror", "status")["control"]["events"] == len(core.lost)
+
+
+# Several cores in one shell.
+
+
+def test_a_stream_between_two_cores_of_one_shell_is_no_socket(stage: Callable[..., Stage], run_dir: Path) -> None:
+    here = stage("redirector", "rewriter")
+    names = {path.name for path in run_dir.iterdir()}
+    assert "ingress" in names
+    assert not names & {"to_guest", "from_guest"}
+    here.cores["redirector"].answers["uplink"] = lambda item: [("to_guest", item), ("to_guest", Cut(1, "commit"))]
+    here.far["uplink"].write(one("a frame"))
+    here.until(lambda: here.cores["rewriter"].pushed)
+    assert here.cores["rewriter"].pushed == [("to_guest", [b"a frame"]), ("to_guest", Cut(1, "commit"))]
+
+
+def test_a_batch_between_two_cores_carries_the_producers_epoch(stage: Callable[..., Stage]) -> None:
+    here = stage("redirector", "rewriter")
+    here.cores["redirector"].epoch = 7
+    epochs = []
+    here.cores["redirector"].answers["uplink"] = lambda item: [("to_guest", item)]
+    here.cores["rewriter"].answers["to_guest"] = lambda item: epochs.append(item.epoch) or []  # type: ignore[func-returns-value, union-attr]
+    here.far["uplink"].write(one("x"))
+    here.until(lambda: epochs)
+    assert epochs == [7]
+
+
+def test_what_goes_round_between_two_cores_comes_back(stage: Callable[..., Stage]) -> None:
+    here = stage("redirector", "rewriter")
+    here.cores["redirector"].answers["uplink"] = lambda item: [("to_guest", one("1")), ("to_guest", one("2"))]
+    here.cores["rewriter"].answers["to_guest"] = lambda item: [("from_guest", item), ("guest", item)]
+    here.far["uplink"].write(one("go"))
+    here.until(lambda: len(here.cores["redirector"].pushed) == 3)
+    assert here.cores["redirector"].pushed[1:] == [("from_guest", [b"1"]), ("from_guest", [b"2"])]
+    batches = here.far["guest"].read(), here.far["guest"].read()
+    assert [batch.frames() for batch in batches if batch] == [[b"1"], [b"2"]]
+
+
+def test_outputs_of_a_tick_reach_the_other_core(stage: Callable[..., Stage]) -> None:
+    here = stage("redirector", "rewriter")
+    here.cores["redirector"].due = [("to_guest", one("due"))]
+    here.cores["redirector"].deadline = 0.0
+    here.until(lambda: here.cores["rewriter"].pushed)
+    assert here.cores["rewriter"].pushed == [("to_guest", [b"due"])]
+
+
+# Time.
+
+
+def test_a_core_without_a_deadline_is_never_ticked(stage: Callable[..., Stage]) -> None:
+    here = stage("comparer")
+    for _ in range(5):
+        here.shell.step(0)
+    assert here.cores["comparer"].ticks == []
+
+
+def test_a_core_is_not_ticked_before_its_deadline(stage: Callable[..., Stage]) -> None:
+    here = stage("comparer")
+    here.cores["comparer"].deadline = time.monotonic() + 3600
+    for _ in range(5):
+        here.shell.step(0)
+    assert here.cores["comparer"].ticks == []
+
+
+def test_a_step_without_a_timeout_ends_at_the_deadline(stage: Callable[..., Stage]) -> None:
+    """Or this test never would."""
+    here = stage("comparer")
+    core = here.cores["comparer"]
+    core.deadline = deadline = time.monotonic() + 0.05
+    while not core.ticks:
+        here.shell.step()
+    assert core.ticks[0] >= deadline
+
+
+def test_outputs_of_a_tick_are_carried_out(stage: Callable[..., Stage]) -> None:
+    here = stage("mirror")
+    core = here.cores["mirror"]
+    core.due = [("network", one("due"))]
+    core.deadline = 0.0
+    here.until(lambda: core.ticks)
+    batch = here.far["network"].read()
+    assert batch is not None
+    assert batch.frames() == [b"due"]
+    assert len(core.ticks) == 1
+
+
+# Control.
+
+
+def test_status_shows_who_what_and_how_much(stage: Callable[..., Stage], sender: Callable[..., Sender]) -> None:
+    here = stage("mirror")
+    core = here.cores["mirror"]
+    core.epoch = 5
+    here.far["network"].write(Batch.of([b"12345", b"67"]))
+    sender("released").send(one("abc"), 0)
+    here.until(lambda: len(core.pushed) == 2)
+    said = here.ask("mirror", "status")
+    assert said["ok"] is True
+    assert (said["service"], said["node"], said["pid"], said["epoch"]) == ("mirror", "here", os.getpid(), 5)
+    assert said["counters"] == {"pushes": 2}
+    assert said["mood"] == "fine"
+    assert set(said["links"]) == {"released", "ingress", "primary"}
+    assert {name: said["links"]["released"][name] for name in ("messages", "frames", "bytes")} == {
+        "messages": 1, "frames": 1, "bytes": 3,
+    }  # fmt: skip
+    assert set(said["ports"]) == {"network", "guest"}
+    assert (said["ports"]["network"]["frames_in"], said["ports"]["network"]["bytes_in"]) == (2, 7)
+    assert said["control"]["requests"] == 1
+    assert said["uptime_s"] >= 0
+
+
+def test_status_of_one_of_two_services_shows_its_own_ends(stage: Callable[..., Stage]) -> None:
+    here = stage("redirector", "rewriter")
+    redirector, rewriter = here.ask("redirector", "status"), here.ask("rewriter", "status")
+    assert (set(redirector["ports"]), set(redirector["links"])) == ({"uplink"}, {"ingress", "secondary"})
+    assert (set(rewriter["ports"]), set(rewriter["links"])) == ({"guest"}, set())
+
+
+def test_a_command_is_the_cores_and_its_outputs_are_carried_out(stage: Callable[..., Stage]) -> None:
+    here = stage("mirror")
+    assert here.ask("mirror", "say", text="hello") == {"ok": True, "said": "hello"}
+    batch = here.far["network"].read()
+    assert batch is not None
+    assert batch.frames() == [b"hello"]
+
+
+def test_what_the_core_refuses_is_refused_with_its_words(stage: Callable[..., Stage]) -> None:
+    said = stage("mirror").ask("mirror", "dance")
+    assert said["ok"] is False
+    assert said["error"].startswith("the fake has no `dance`; it has status, reload, drain")
+
+
+def test_garbage_at_the_control_socket_reaches_no_core(stage: Callable[..., Stage]) -> None:
+    here = stage("mirror")
+    assert here.ask("mirror", 7)["ok"] is False  # type: ignore[arg-type]
+    assert here.ask("mirror", "status")["control"]["garbage"] == 1
+
+
+def test_drain_is_answered_and_ends_the_loop(stage: Callable[..., Stage]) -> None:
+    here = stage("mirror")
+    assert here.ask("mirror", "drain") == {"ok": True, "stopping": True}
+    assert here.shell.stopping
+
+
+def test_reload_without_a_file_is_refused(stage: Callable[..., Stage]) -> None:
+    here = stage("mirror")
+    assert here.ask("mirror", "reload")["ok"] is False
+    assert here.cores["mirror"].reloaded is None
+
+
+def test_reload_reads_the_file_again_as_it_was_read_at_the_start(stage: Callable[..., Stage], run_dir: Path) -> None:
+    """With the command line's capture, too: a port's own settings may be those of another frontend."""
+    path = run_dir / "node.toml"
+    here = stage("mirror", path=path, capture="memory")
+    path.write_text("[comparer]\ncompare_timeout = 0.25\n")
+    assert here.ask("mirror", "reload") == {"ok": True, "reloaded": str(path)}
+    reloaded = here.cores["mirror"].reloaded
+    assert reloaded is not None
+    assert reloaded.comparer.compare_timeout == 0.25
+    assert reloaded.frontend("mirror", "guest") == "memory"
+
+
+@pytest.mark.parametrize("text", ["[comparer]\ncompare_timeout = 0\n", "not = = toml", None])
+def test_reload_of_a_faulty_file_is_refused_with_its_faults(
+    stage: Callable[..., Stage], run_dir: Path, text: str | None
+) -> None:
+    path = run_dir / "node.toml"
+    here = stage("comparer", path=path)
+    if text is not None:
+        path.write_text(text)
+    said = here.ask("comparer", "reload")
+    assert said["ok"] is False
+    assert "fault(s)" in said["error"]
+    assert here.cores["comparer"].reloaded is None
+
+
+# Events.
+
+
+def test_an_event_is_published(stage: Callable[..., Stage], context: Context, node: Node) -> None:
+    here = stage("mirror")
+    core = here.cores["mirror"]
+    core.answers["network"] = lambda item: [Event("gap", {"stream": "released", "lost": 3, "key": b"\0\1"})]
+    with closing(Listener(context, [node.events_endpoint("mirror")])) as listener:
+
+        def heard() -> bool:
+            here.far["network"].write(one("go"))
+            return bool(listener.sockets[0].poll(0))
+
+        here.until(heard)
+        assert listener.receive(listener.sockets[0]) == Event(
+            "gap", {"stream": "released", "lost": 3, "key": b"\0\1"}
+        )
+
+
+def test_an_event_is_logged_with_its_fields(
+    stage: Callable[..., Stage], capsys: pytest.CaptureFixture[str], structlog_restored: None
+) -> None:
+    configure(Log(format="json"), node="here")
+    here = stage("mirror")
+    here.cores["mirror"].answers["network"] = lambda item: [Event("gap", {"stream": "released", "key": b"\0\1"})]
+    here.far["network"].write(one("go"))
+    here.until(lambda: here.cores["mirror"].pushed)
+    (line,) = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert (line["event"], line["name"], line["service"], line["node"]) == ("event_published", "gap", "mirror", "here")
+    assert (line["stream"], line["key"]) == ("released", "0001")
+
+
+@pytest.fixture
+def structlog_restored() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+
+
+def test_a_core_hears_the_events_of_a_service_that_it_is_wired_to_hear(
+    stage: Callable[..., Stage], context: Context
+) -> None:
+    """In another process over ipc: here in another shell."""
+    redirector, rewriter = stage("redirector"), stage("rewriter")
+    redirector.cores["redirector"].answers["uplink"] = lambda item: [Event("failover", {"survivor": "secondary"})]
+
+    def heard() -> bool:
+        redirector.far["uplink"].write(one("go"))
+        redirector.shell.step(0.01)
+        return bool(rewriter.cores["rewriter"].pushed)
+
+    rewriter.until(heard)
+    assert rewriter.cores["rewriter"].pushed[0] == (EVENTS, Event("failover", {"survivor": "secondary"}))
+
+
+def test_a_core_hears_the_events_of_another_in_its_shell_once(stage: Callable[..., Stage]) -> None:
+    here = stage("redirector", "rewriter")
+    here.cores["redirector"].answers["uplink"] = lambda item: [Event("failover", {"survivor": "secondary"})]
+    here.far["uplink"].write(one("go"))
+    here.until(lambda: here.cores["rewriter"].pushed)
+    here.ask("rewriter", "status")  # a round through the sockets, so that a second copy would have come
+    for _ in range(20):
+        here.shell.step(0.005)
+    assert here.cores["rewriter"].pushed == [(EVENTS, Event("failover", {"survivor": "secondary"}))]
+    assert here.cores["redirector"].pushed == [("uplink", [b"go"])]
+
+
+def test_a_core_hears_the_endpoints_of_other_nodes(
+    stage: Callable[..., Stage], context: Context, run_dir: Path
+) -> None:
+    elsewhere = context.socket(zmq.XPUB)
+    elsewhere.bind(f"ipc://{run_dir}/elsewhere")
+    node = Node.model_validate({"run_dir": str(run_dir), "events": [f"ipc://{run_dir}/elsewhere"]})
+    here = stage("rewriter", node=node)
+    here.until(lambda: elsewhere.poll(0))
+    elsewhere.send_multipart([b"garbage"])
+    elsewhere.send_multipart([b"unprotected", msgpack.packb({"key": b"k"})])
+    here.until(lambda: here.cores["rewriter"].pushed)
+    assert here.cores["rewriter"].pushed == [(EVENTS, Event("unprotected", {"key": b"k"}))]
+
+
+# Beginning and end.
+
+
+class ScriptedPort(Port):
+    """A port that is always readable, and answers `read` as the test says."""
+
+    def __init__(self, answer: Callable[[], Batch | None], ended: bool = False) -> None:
+        super().__init__("mirror.network")
+        self._reader, self._writer = os.pipe()
+        os.write(self._writer, b"x")
+        self._answer = answer
+        self._ended = ended
+        self.reads = 0
+        self.closed = False
+
+    def fileno(self) -> int:
+        return self._reader
+
+    def read(self) -> Batch | None:
+        self.reads += 1
+        return self._answer()
+
+    def write(self, batch: Batch) -> None: ...
+
+    def exhausted(self) -> bool:
+        return self._ended
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            os.close(self._reader)
+            os.close(self._writer)
+
+
+def test_a_port_that_is_exhausted_is_looked_at_no_more(stage: Callable[..., Stage]) -> None:
+    port = ScriptedPort(lambda: None, ended=True)
+    here = stage("mirror", ports={"mirror.network": port})
+    for _ in range(5):
+        here.shell.step(0)
+    assert port.reads == 1
+    here.far["guest"].write(one("still served"))
+    here.until(lambda: here.cores["mirror"].pushed)
+
+
+def test_a_port_that_can_not_go_on_ends_the_process_with_its_error(stage: Callable[..., Stage]) -> None:
+    def gone() -> Batch | None:
+        raise PortError("mirror.network.device = tap0: it is gone; make it again")
+
+    port = ScriptedPort(gone)
+    here = stage("mirror", ports={"mirror.network": port})
+    with pytest.raises(PortError, match="it is gone"):
+        here.shell.run()
+    assert port.closed
+
+
+def test_a_shell_that_can_not_start_holds_nothing(stage: Callable[..., Stage], node: Node, run_dir: Path) -> None:
+    first = stage("mirror")
+    before = len(os.listdir("/proc/self/fd"))
+    port = ScriptedPort(lambda: None)
+    with pytest.raises(LinkError, match=f"ipc://{run_dir}/released is already bound"):
+        stage("mirror", ports={"mirror.network": port, "mirror.guest": ScriptedPort(lambda: None)})
+    assert port.closed
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert first.ask("mirror", "status")["ok"] is True
+
+
+def test_a_port_that_can_not_be_opened_is_a_port_error(run_dir: Path) -> None:
+    node = Node.model_validate({"run_dir": str(run_dir), "capture": "memory"})
+    with pytest.raises(PortError, match=r"mirror\.network: capture `memory` has no other end"):
+        Shell(node, {"mirror": FakeCore()})
+
+
+def test_closing_twice_is_allowed_and_gives_everything_back(stage: Callable[..., Stage]) -> None:
+    here = stage("mirror")
+    here.shell.close()
+    here.shell.close()
+    assert here.near["mirror.network"].fileno() == -1
+    again = stage("mirror")
+    assert again.ask("mirror", "status")["ok"] is True
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_loop_and_closes_everything(stage: Callable[..., Stage], number: signal.Signals) -> None:
+    """And whoever had the signal before has it again."""
+    before = signal.getsignal(number)
+    here = stage("mirror")
+    here.cores["mirror"].deadline = 0.0
+    here.cores["mirror"].tick = lambda now: os.kill(os.getpid(), number) or []  # type: ignore[method-assign, func-returns-value]
+    here.shell.run()
+    assert signal.getsignal(number) is before
+    assert here.near["mirror.network"].fileno() == -1
+
+
+def test_a_signal_ends_a_loop_that_waits_for_nothing(stage: Callable[..., Stage]) -> None:
+    here = stage("mirror")
+    timer = threading.Timer(0.2, lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM))
+    timer.start()
+    here.shell.run()
+    timer.join()
+    assert here.shell.stopping
+
+
+def test_drain_from_outside_is_answered_before_the_end(stage: Callable[..., Stage], node: Node) -> None:
+    here = stage("mirror")
+    answers: list[dict[str, Any]] = []
+
+    def drain() -> None:
+        answers.append(request(node.control_endpoint("mirror"), "drain", PATIENCE))
+
+    thread = threading.Thread(target=drain)
+    thread.start()
+    here.shell.run()
+    thread.join()
+    assert answers == [{"stopping": True}]
+    with pytest.raises(ControlError):
+        request(node.control_endpoint("mirror"), "status", 0.1)
