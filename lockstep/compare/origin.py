@@ -23,22 +23,25 @@ JUMP = 1 << 26
 ENOUGH = 8
 #: Edges, and acks, that are remembered of the beginning.
 MOST_EDGES = 24
+OPENING = 64
 
 
 class Origin:
     """One connection, as one file numbers it.
 
-    isn: its SYN's number, None without one. first: its first segment. mate: the origin on the other
-    side. shift: what leads to the primary's numbers; None where that isn't known yet.
+    isn: its SYN's number, None without one. first: its first segment's number, and `opening` that one's
+    first bytes. mate: the origin on the other side. shift: what leads to the primary's numbers; None
+    where that isn't known yet.
     """
 
     __slots__ = (
         "ack_end", "ack_first", "ack_frame", "acks", "count", "edges", "first", "isn",
-        "mate", "shift", "top", "top_place", "waiting",
+        "mate", "opening", "shift", "top", "top_place", "waiting",
     )  # fmt: skip
 
     def __init__(self, segment: Segment, shift: int | None) -> None:
-        self.first = segment
+        self.first = segment.seq
+        self.opening = segment.data[:OPENING]
         self.isn = segment.seq if segment.syn else None
         self.mate: Origin | None = None
         self.shift = shift
@@ -82,7 +85,7 @@ class Origin:
             return False
         self.isn = segment.seq
         self.top_place = diff(self.top, begin)
-        self.first = segment
+        self.first, self.opening = segment.seq, segment.data[:OPENING]
         return True
 
     def note(self, segment: Segment) -> None:
@@ -120,13 +123,11 @@ def agree(primary: Origin, secondary: Origin, shift: int) -> bool:
     """Whether a distance makes two origins one beyond doubt."""
     if primary.isn is not None and secondary.isn is not None:
         return primary.isn == add(secondary.isn, shift)
-    begin = add(secondary.first.seq, shift)
     if shift:
-        return begin in primary.edges
+        return add(secondary.first, shift) in primary.edges
     # Small numbers coincide easily; the bytes behind them do not.
-    a, b = primary.first, secondary.first
-    size = min(len(a.data or b""), len(b.data or b""))
-    return a.seq == b.seq and size > 0 and (a.data or b"")[:size] == (b.data or b"")[:size]
+    size = min(len(primary.opening), len(secondary.opening))
+    return primary.first == secondary.first and size > 0 and primary.opening[:size] == secondary.opening[:size]
 
 
 def distance(primary: Origin, secondary: Origin) -> tuple[int, int]:

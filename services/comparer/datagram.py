@@ -12,9 +12,12 @@ from lockstep.batch import Buffer
 from lockstep.wire import frame, icmp, ipv4, ipv6
 from lockstep.wire.frame import Frame
 from services.comparer.flow import DIFFERS, RELEASE, WAIT, Finding, Flow
+from services.comparer.said import first_difference
 
 #: Payloads of the secondary that are looked through for a match: how far the two sides may reorder.
 WINDOW = 32
+#: Bytes before and after a difference in a report.
+CONTEXT = 16
 #: Payloads of the secondary kept at most; the oldest go first, which can only hold, never release.
 MOST_SAID = 1024
 
@@ -58,11 +61,13 @@ class DatagramFlow(Flow):
         """See Flow."""
         wanted = content(buf, kind, l4, payload, end)
         if not self.said:
-            return Finding("unmatched", None, wanted[:32])
+            return Finding("unmatched", None, wanted[: 2 * CONTEXT])
         said = self.said[0][1]
         size = min(len(said), len(wanted))
-        at = next((i for i in range(size) if said[i] != wanted[i]), size)
-        return Finding("data" if len(self.said) >= WINDOW else "unmatched", at, wanted[:32], said[:32])
+        at = first_difference(said[:size], wanted[:size])
+        begin = max(0, at - CONTEXT)
+        reason = "data" if len(self.said) >= WINDOW else "unmatched"
+        return Finding(reason, at, wanted[begin : at + CONTEXT], said[begin : at + CONTEXT])
 
     def secondary(self, f: Frame, buf: Buffer, now: float) -> Finding | None:
         """See Flow."""
