@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lockstep import __version__, config, exits
+from lockstep.compare import HELP as COMPARE_HELP
 from lockstep.config import ConfigError, Frontend, Node, Service
 from lockstep.control import ControlError, ControlRefused, request
 from lockstep.demo import (
@@ -30,7 +31,6 @@ from lockstep.demo import (
     run_demo,
 )
 from lockstep.link.zmq import Curve, LinkError
-from lockstep.service import leave_script_folder
 
 #: What typer exits with when it doesn't understand its arguments.
 _TYPER_USAGE = 2
@@ -235,6 +235,25 @@ def reload(config_file: ConfigFile = None, timeout: Timeout = 2.0) -> None:
         print(f"{service}: reloaded")
 
 
+@app.command(help=COMPARE_HELP)
+def compare(
+    primary: Annotated[Path, typer.Argument(help="Capture of what the primary said.")],
+    secondary: Annotated[Path, typer.Argument(help="Capture of what the secondary said.")],
+    guest: Annotated[
+        list[str] | None,
+        typer.Option(help="Compare only what this IP or MAC address sent; repeatable.", metavar="ADDR"),
+    ] = None,
+    as_json: AsJson = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Write the frames of each divergence here.", metavar="FILE.pcapng")
+    ] = None,
+) -> None:
+    """See COMPARE_HELP."""
+    from lockstep.compare import CompareOptions, compare_captures
+
+    raise typer.Exit(compare_captures(CompareOptions(primary, secondary, tuple(guest or ()), as_json, report)))
+
+
 @app.command("check-config")
 def check_config(
     config_file: ConfigFile = None,
@@ -336,7 +355,6 @@ def _table(answers: dict[str, dict[str, Any]]) -> Table:
 
 def main() -> None:
     """Entry point: typer's code for wrong usage becomes ours."""
-    leave_script_folder()
     try:
         app()
     except SystemExit as end:

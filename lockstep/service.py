@@ -17,15 +17,6 @@ from lockstep.link.zmq import LinkError
 from lockstep.streams import Core
 
 
-def leave_script_folder() -> None:
-    """Take the folder of the started script out of the import path.
-
-    Python puts it there; a `services.py` among the scripts (impacket installs one) would hide our package.
-    """
-    if sys.path and sys.path[0] == str(Path(sys.argv[0]).resolve().parent):
-        del sys.path[0]
-
-
 def core_of(service: Service, node: Node) -> Core:
     """A new core of a service."""
     return cast(Core, importlib.import_module(f"services.{service}.core").Core(node))

@@ -21,7 +21,7 @@ from lockstep.wire.seqnum import MASK, add, diff
 JUMP = 1 << 26
 #: Segments from which a distance is judged, where there are no SYNs.
 ENOUGH = 8
-#: Edges, and acks, that are remembered of the beginning.
+#: Edges that are remembered of the beginning.
 MOST_EDGES = 24
 OPENING = 64
 
@@ -35,7 +35,7 @@ class Origin:
     """
 
     __slots__ = (
-        "ack_end", "ack_first", "ack_frame", "acks", "count", "edges", "first", "isn",
+        "count", "edges", "first", "isn",
         "mate", "opening", "shift", "top", "top_place", "waiting",
     )  # fmt: skip
 
@@ -53,18 +53,10 @@ class Origin:
         # Places are numbers that do not wrap. The byte behind the SYN, or the first number seen, stands at 0.
         self.top = add(segment.seq, 1) if segment.syn else segment.seq
         self.top_place = 0
-        #: The first acks, and how far behind the first one the highest stands, in which frame.
-        self.acks: dict[int, None] = {}
-        self.ack_first = self.ack_end = self.ack_frame = 0
 
     def place(self, number: int) -> int:
         """Where a number of this side's stands in its stream."""
         return self.top_place + diff(number, self.top)
-
-    @property
-    def ack_highest(self) -> int:
-        """The highest ack."""
-        return add(self.ack_first, self.ack_end)
 
     def fits(self, segment: Segment) -> bool:
         """Whether a segment can belong to this connection: it is no other's SYN, and not far away."""
@@ -75,6 +67,10 @@ class Origin:
             return False
         # Before the SYN stands at most a keep-alive's byte.
         return self.isn is None or self.top_place + near >= -1
+
+    def near(self, segment: Segment) -> bool:
+        """Whether a segment stands where this connection's could, were it not before its SYN."""
+        return -JUMP < diff(segment.seq, self.top) < JUMP
 
     def adopt(self, segment: Segment) -> bool:
         """Take a SYN that came behind its connection's first segments."""
@@ -99,17 +95,6 @@ class Origin:
             self.top, self.top_place = end, place
         if self.mate is None and len(self.edges) < MOST_EDGES:
             self.edges[seq] = self.edges[begin] = self.edges[end] = None
-        if segment.acks:
-            self._acked(segment)
-
-    def _acked(self, segment: Segment) -> None:
-        ack = segment.ack
-        if not self.acks:
-            self.ack_first, self.ack_frame = ack, segment.frame
-        elif diff(ack, self.ack_first) > self.ack_end:
-            self.ack_end, self.ack_frame = diff(ack, self.ack_first), segment.frame
-        if len(self.acks) < MOST_EDGES:
-            self.acks[ack] = None
 
 
 def ready(primary: Origin, secondary: Origin) -> bool:

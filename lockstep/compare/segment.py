@@ -29,8 +29,3 @@ class Segment:
     def syn(self) -> bool:
         """Whether it opens a connection."""
         return bool(self.flags & tcp.SYN)
-
-    @property
-    def acks(self) -> bool:
-        """Whether its ack says something of the connection; a RST's often doesn't."""
-        return self.flags & (tcp.ACK | tcp.RST) == tcp.ACK

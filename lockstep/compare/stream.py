@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from lockstep.compare.acks import Acks
 from lockstep.compare.finding import DATA, FIN, SYN, UNMATCHED, Finding
 from lockstep.compare.ledger import COST, PRIMARY, SECONDARY, Ledger, Piece
 from lockstep.compare.marks import Mark, Marks
-from lockstep.compare.origin import Origin, agree, best_shift, distance, ready
+from lockstep.compare.origin import Origin, agree, distance, ready
 from lockstep.compare.segment import Segment
 from lockstep.wire import tcp
-from lockstep.wire.seqnum import MASK, add, diff
+from lockstep.wire.seqnum import MASK, add
 
 #: Connections that are remembered of one pair of ports and one file.
 MOST_ORIGINS = 32
@@ -26,12 +27,13 @@ MOST_ORIGINS = 32
 class Stream:
     """See the module. costs: of what each file alone has said, and of what both have, in bytes."""
 
-    __slots__ = ("_ledger", "_marks", "_origins", "costs", "shifts")
+    __slots__ = ("_acks", "_ledger", "_marks", "_origins", "costs", "shifts")
 
     def __init__(self) -> None:
         self._origins: tuple[list[Origin], list[Origin]] = ([], [])
         #: Distances that were found, the latest last.
         self.shifts: tuple[int, ...] = ()
+        self._acks = (Acks(), Acks())
         self.costs = [0, 0, 0]
         self._ledger = Ledger(self.costs)
         self._marks = Marks(self.costs)
@@ -45,6 +47,8 @@ class Stream:
         if origin is None or not origin.fits(segment):
             origin = self._origin(side, segment)
         origin.note(segment)
+        if segment.flags & (tcp.ACK | tcp.RST) == tcp.ACK:  # a RST's ack often says nothing
+            self._acks[side].take(segment)
         if origin.shift is None:
             origin.waiting.append(segment)
             self.costs[SECONDARY] += COST + segment.size
@@ -61,7 +65,7 @@ class Stream:
             if origin.fits(segment):
                 return origin
         for origin in reversed(origins):
-            if segment.syn and origin.adopt(segment):
+            if origin.adopt(segment) if segment.syn else origin.near(segment):
                 return origin
         if len(origins) == MOST_ORIGINS:
             self._join(force=True)
@@ -160,7 +164,7 @@ class Stream:
     def conclude(self, back: tuple[int, ...] = ()) -> Finding | None:
         """The first difference, if nothing more comes; None if there is none. back: distances of what is acked."""
         self.settle()
-        found = [*self._differences()] or [*self._acks(back)]
+        found = [*self._differences()] or [*self._unacked(back)]
         return min(found, key=_order, default=None)
 
     def unmatched(self) -> set[int]:
@@ -193,18 +197,14 @@ class Stream:
         frames[other] = piece.against or self._ledger.against(other, piece.start, frames[1 - other])
         return Finding(DATA if frames[other] else UNMATCHED, self._offset(piece.start), *frames)
 
-    def _acks(self, back: tuple[int, ...]) -> Iterator[Finding]:
-        """Where one file has acked farther than the other."""
-        for side in (PRIMARY, SECONDARY):
-            for origin in self._origins[side]:
-                if not origin.acks:
-                    continue
-                mate = origin.mate
-                # Without a mate, and among others, this may be part of one of them.
-                ahead = _ahead(origin, mate, back, side) if mate else not self._origins[1 - side]
-                if ahead:
-                    frames = (origin.ack_frame, 0) if side == PRIMARY else (0, origin.ack_frame)
-                    yield Finding(UNMATCHED, max(0, origin.top_place), *frames)
+    def _unacked(self, back: tuple[int, ...]) -> Iterator[Finding]:
+        """Where one file has acked farther than the other: told at the end of its stream, since it is at no byte."""
+        ours, theirs = self._acks
+        end = max((origin.top_place for origin in self._origins[PRIMARY] or self._origins[SECONDARY]), default=0)
+        if frame := ours.ahead_of(theirs, back):
+            yield Finding(UNMATCHED, end, frame)
+        if frame := theirs.ahead_of(ours, tuple(-shift & MASK for shift in back)):
+            yield Finding(UNMATCHED, end, 0, frame)
 
     def _offset(self, number: int) -> int:
         """Where a number of the primary's stands in its stream."""
@@ -218,23 +218,3 @@ class Stream:
 def _order(finding: Finding) -> tuple[int, bool, int]:
     """By place; of one place what both files tell of, and then what came first."""
     return finding.offset, finding.reason == UNMATCHED, finding.primary_frame or finding.secondary_frame
-
-
-def _ahead(origin: Origin, mate: Origin, back: tuple[int, ...], side: int) -> bool:
-    """Whether an origin has acked farther than its mate.
-
-    Acks are in the space of the stream that comes back, and its distance need not be known: a file may hold
-    one direction alone. So any distance will do under which the two are level, and only one that something
-    speaks for can tell that they aren't.
-    """
-    if not mate.acks:
-        return True
-    ours, theirs = origin.ack_highest, mate.ack_highest
-    common, found = best_shift(origin.acks, mate.acks)
-    known = [shift if side == PRIMARY else -shift & MASK for shift in back]
-    if mate.ack_highest in origin.acks or origin.ack_highest in mate.acks:
-        known.append(0)
-    if common > 1:
-        known.append(found)
-    ahead = [diff(ours, theirs + shift) for shift in known]
-    return bool(ahead) and 0 not in ahead and ahead[0] > 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import select
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -307,8 +308,6 @@ def guest_finds_nobody(wire: Wire) -> None:
 
 def refusal(guest: socket.socket, seconds: float) -> int:
     """The error with which a connect() has ended by then; 0 while it goes on."""
-    import select
-
     select.select([], [guest], [], seconds)
     return guest.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
@@ -469,7 +468,7 @@ def new_syn_before_its_answer(wire: Wire) -> None:
     new.send("S", 0)
     new.expect("SA", 0, 1)
     old.send("A", 1, 11, clock=1)  # a duplicate of the past must teach nobody the new numbers
-    assert new.hear().flags in ("A", "R")
+    new.expect_absolute_reset((old.base + 11) & MASK)
     new.send("A", 1, 1, b"second life")
     new.expect("A", 1, 12)
     assert received(wire.accept(listener), 11) == b"second life"
@@ -554,6 +553,7 @@ def path_mtu(wire: Wire) -> None:
     said = peer.hear()
     assert (said.seq, said.data) == (1, sent[:small])
     # One segment is sent again, and the ack of it brings on the others.
+    before = len(wire.heard)
     at = small
     peer.send("A", 1, 1 + at)
     while at < len(sent):
@@ -563,6 +563,7 @@ def path_mtu(wire: Wire) -> None:
         assert said.data == sent[at : at + len(said.data)]
         at += len(said.data)
         peer.send("A", 1, 1 + at)
+    del wire.heard[before:]  # where it cuts those depends on time
     guest.send(pattern(2 * small))
     peer.expect("A", 1 + len(sent), 1, pattern(small))
     peer.expect("A", 1 + len(sent) + small, 1, pattern(small, small))
@@ -570,12 +571,29 @@ def path_mtu(wire: Wire) -> None:
 
 # --- the tests
 
-SCRIPTS = [pytest.param(name, id=name) for name in CASES]
+#: What the rewriter is known to get wrong, and for which primaries: /tmp/kernel-findings.txt.
+KNOWN = {
+    "guest_is_refused": (
+        "a RST for the guest's SYN is not moved, so the guest ignores it",
+        {"wraps", "half", "one", "zero"},
+    ),
+    "guest_finds_nobody": ("an ICMP error for the guest's SYN is not moved", {"wraps", "half", "zero"}),
+}
+
+
+def runs() -> list[object]:
+    """Every script with every way."""
+    found = []
+    for name in CASES:
+        reason, ways = KNOWN.get(name, ("", set()))
+        for way in WAYS:
+            marks = [pytest.mark.xfail(reason=reason, strict=True)] if way.name in ways else []
+            found.append(pytest.param(name, way, id=f"{name}-{way.name}", marks=marks))
+    return found
 
 
 @pytest.mark.parametrize("v6", [False, True], ids=["ipv4", "ipv6"])
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize(("name", "way"), runs())
 def test_same_with_and_without_the_rewriter(name: str, way: Way, v6: bool) -> None:
     """What the guest says to a script, with the rewriter between, is what it says without."""
     if v6 and not Path("/proc/net/if_inet6").exists():

@@ -43,8 +43,9 @@ class Violation(Exception):
 class Life:
     """A connection in a guest, and what it has said by now."""
 
-    def __init__(self, label: int, iss: int, key: Key) -> None:
-        self.label, self.iss, self.key = label, iss, key
+    def __init__(self, label: int, iss: int, key: Key, turn: int = 0) -> None:
+        #: A late duplicate of a SYN can open the same connection twice; `turn` tells the two apart.
+        self.label, self.iss, self.key, self.turn = label, iss, key, turn
         self.said = bytearray()
         self.have = bytearray()
         self.ack: int | None = None
@@ -64,7 +65,7 @@ class Life:
 
     def copy(self) -> Life:
         """What the secondary knows of it as a copy."""
-        other = Life(self.label, self.iss, self.key)
+        other = Life(self.label, self.iss, self.key, self.turn)
         other.covered, other.covered_ack, other.covered_fins = self.top, self.ack, set(self.fins)
         other.top, other.stamps, other.copied = self.top, self.stamps, True
         other.syns = set(self.syns)
@@ -196,8 +197,9 @@ class Checker:
 
     def _opened(self, host: str, label: int, iss: int, key: Key) -> None:
         if host in self.lives:
-            life = Life(label, iss, key)
-            self.lives[host].setdefault(key, []).append(life)
+            lives = self.lives[host].setdefault(key, [])
+            life = Life(label, iss, key, sum(other.label == label for other in lives))
+            lives.append(life)
             if host == "secondary":
                 self.loose.discard(key)
                 if self.followed is not self.lives["secondary"]:
@@ -406,9 +408,15 @@ class Checker:
 
     def _distance(self, life: Life) -> int | None:
         """From the secondary's numbers to the primary's."""
-        for other in reversed(self.lives["primary"].get(life.key, ())):
-            if other.label == life.label:
-                return (other.iss - life.iss) & MASK
+        other = self._counterpart(life, self.lives["primary"])
+        return None if other is None else (other.iss - life.iss) & MASK
+
+    @staticmethod
+    def _counterpart(life: Life, lives: dict[Key, list[Life]]) -> Life | None:
+        """The same connection in the other guest."""
+        for other in lives.get(life.key, ()):
+            if (other.label, other.turn) == (life.label, life.turn):
+                return other
         return None
 
     def _moved_back(self, p: Packet, q: Packet) -> None:
@@ -462,7 +470,7 @@ class Checker:
             irs = next(ack for flags, ack, _ in life.syns if flags & ACK)
             if not -1 <= distance(p.seq, irs) < 1 << 24:
                 return False
-        primary = next((o for o in reversed(self.lives["primary"].get(life.key, ())) if o.label == life.label), None)
+        primary = self._counterpart(life, self.lives["primary"])
         if primary is None or primary.place(p.ack) != 0:
             # Not the answer that a rewriter can learn from: nothing can be said about this connection.
             self.loose.add(life.key)
@@ -485,7 +493,7 @@ class Checker:
         if learned.shift is None:
             learned.shift = moved
             stamp = None if learned.first_stamp is None else (learned.first_stamp + moved) & MASK
-            primary = next((o for o in self.lives["primary"].get(key, ()) if o.label == learned.label), None)
+            primary = self._counterpart(learned, self.lives["primary"])
             if primary is not None and stamp is not None and stamp not in primary.stamps and not self.speaking:
                 raise Violation(5, f"the clock of {key} moved to {stamp}, which the primary never said")
         elif moved != learned.shift:
@@ -614,8 +622,6 @@ class Checker:
         noise = any(kind == "raw" for _, _, kind, _ in s.guest_agenda) and report["protocol"] != "tcp"
         if s.differs or reason == "limit" or noise:
             return
-        if reason == "fin" and "fin_reason" in self.excused:
-            reason = "unmatched"
         if reason in HARD and not self._offsets_doubtful():
             raise Violation(10, f"equal guests, and {name} diverges: {report}")
         if any(name.endswith(self._name_of((p.version, p.port, p.service))) for p in s.plans if p.shape == "client_aborts"):
@@ -638,7 +644,7 @@ class Checker:
             return
         entry, part = self._entry(p, raw, vnet)
         if entry is None:
-            if not ("unmoved_ack" in self.excused and self._life("primary", p) is None):
+            if self._life("primary", p) is not None or not self._offsets_doubtful():
                 self._proven(part)
             return
         if entry.free or p.kind == "chatter":
@@ -725,7 +731,7 @@ class Checker:
             return
         if primary is None:
             raise Violation(1, f"a segment left that belongs to no connection of the primary: {p}")
-        life = next((o for o in reversed(self.lives["secondary"].get(primary.key, ())) if o.label == primary.label), None)
+        life = self._counterpart(primary, self.lives["secondary"])
         if life is None:
             raise Violation(1, f"a segment left of a connection that the secondary does not know: {p}")
         if p.flags & SYN:
@@ -756,8 +762,7 @@ class Checker:
             raise Violation(1, f"a RST left where the secondary has said none: {p}, it has said {said}")
         life = None
         if primary is not None:
-            lives = self.lives["secondary"].get(primary.key, ())
-            life = next((o for o in reversed(lives) if o.label == primary.label), None)
+            life = self._counterpart(primary, self.lives["secondary"])
         if life is not None and p.flags & ACK and (p.seq, p.ack) not in said:
             self._proven_ack(p, life)
         elif p.flags & ACK and (p.seq, p.ack) not in said and "stale_reset" not in self.excused:
@@ -845,7 +850,7 @@ class Checker:
                 if connection.label == number:
                     found[name] = connection
         if len(found) < 2:
-            return False
+            return world.plans.endings.get((number, "secondary")) == "timed out"
         one, two = found["primary"], found["secondary"]
         return two.una < one.una or two.state < one.state
 

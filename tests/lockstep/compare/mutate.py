@@ -184,11 +184,11 @@ def _joined(first: Record, second: Record, w: View) -> Record | None:
         return None
     if direction(first.data, v) != direction(second.data, w) or first.data[: v.l3] != second.data[: w.l3]:
         return None
-    (seq, _, flags), (seq2, _, flags2) = numbers(first.data, v), numbers(second.data, w)
+    (seq, ack, flags), (seq2, ack2, flags2) = numbers(first.data, v), numbers(second.data, w)
     size = v.end - v.payload
     if not size or w.end == w.payload or (seq + size) & MASK != seq2 or (flags | flags2) & (SYN | RST) or flags & FIN:
         return None
-    if size + w.end - w.payload > 60_000:
+    if size + w.end - w.payload > 60_000 or (ack2 - ack) & MASK >= 1 << 31:
         return None
     data = bytearray(second.data[: w.payload] + first.data[v.payload : v.end] + second.data[w.payload : w.end])
     struct.pack_into(">I", data, w.l4 + 4, seq)

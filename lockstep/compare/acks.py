@@ -1,0 +1,62 @@
+"""How far each file has acked in one direction: neither may be ahead of the other.
+
+Acks stand in the numbers of the stream that comes back. How far the files are apart there need not be known: a
+file may hold one direction alone. So any distance will do under which the two are level, and only one that
+something speaks for can tell that they aren't.
+"""
+
+from __future__ import annotations
+
+from lockstep.compare.origin import MOST_EDGES, best_shift
+from lockstep.compare.segment import Segment
+from lockstep.wire.seqnum import add, diff
+
+#: Acks farther apart than this belong to different connections.
+_WINDOW = 1 << 30
+#: Connections whose highest acks are remembered.
+MOST_FRONTS = 8
+
+
+class Acks:
+    """The acks of one file. fronts: the highest of each connection, and its frame; the latest last."""
+
+    __slots__ = ("_first", "fronts")
+
+    def __init__(self) -> None:
+        self.fronts: list[tuple[int, int]] = []
+        self._first: dict[int, None] = {}
+
+    def take(self, segment: Segment) -> None:
+        """Follow a segment that acks."""
+        ack = segment.ack
+        if len(self._first) < MOST_EDGES:
+            self._first[ack] = None
+        fronts = self.fronts
+        for index in range(len(fronts) - 1, -1, -1):
+            ahead = diff(ack, fronts[index][0])
+            if -_WINDOW < ahead <= 0:
+                return
+            if 0 < ahead < _WINDOW:
+                fronts[index] = (ack, segment.frame)
+                return
+        fronts.append((ack, segment.frame))
+        del fronts[:-MOST_FRONTS]
+
+    def ahead_of(self, other: Acks, known: tuple[int, ...]) -> int:
+        """The frame of an ack that the other file did not reach; 0 if there is none.
+
+        known: distances from the other file's numbers to this one's that were found elsewhere.
+        """
+        if not other.fronts:
+            return self.fronts[-1][1] if self.fronts else 0
+        common, found = best_shift(self._first, other._first)
+        shifts = [*known, found] if common > 1 else [*known]
+        if any(front in self._first for front, _ in other.fronts) or any(
+            front in other._first for front, _ in self.fronts
+        ):
+            shifts.append(0)
+        for front, frame in reversed(self.fronts):
+            reached = [diff(add(theirs, shift), front) for theirs, _ in other.fronts for shift in shifts]
+            if reached and not any(0 <= distance < _WINDOW for distance in reached):
+                return frame
+        return 0
