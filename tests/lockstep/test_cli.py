@@ -458,10 +458,8 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     ]
     services = 'services = ["mirror", "redirector", "rewriter", "comparer"]\n'
     path.write_text(f'node = "all"\nrun_dir = "{folder}/s"\ncapture = "pcap"\n{services}' + "".join(sections))
-    # A file of the user's own, in the folder where it is started, hides nothing.
-    (folder / "services.py").write_text("raise SystemExit('the wrong services')\n")
     command = [LOCKSTEP, "up", "-c", str(path)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=outside(), cwd=folder) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=outside()) as process:
         try:
             for name in ("mirror", "redirector", "rewriter", "comparer"):
                 until(lambda name=name: answers(f"ipc://{folder}/s/{name}.control"), process)  # type: ignore[misc]
@@ -554,6 +552,14 @@ def test_where_one_service_ends_up_ends_with_its_code(written: Callable[[str], P
     assert done.returncode == UNAVAILABLE
     assert "can't start: mirror.network" in done.stderr
     assert answers(f"ipc://{run_dir}/sockets/comparer.control") is None
+
+
+def test_a_file_called_services_where_up_is_started_hides_nothing(written: Callable[[str], Path], run_dir: Path) -> None:
+    (run_dir / "services.py").write_text("raise SystemExit('the wrong services')\n")
+    command = [LOCKSTEP, "up", "-c", str(written('services = ["mirror"]\n')), "--capture", "memory"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=outside(), cwd=run_dir)
+    assert done.returncode == UNAVAILABLE
+    assert "the wrong services" not in done.stderr
 
 
 # Control over tcp.

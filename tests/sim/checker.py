@@ -615,7 +615,8 @@ class Checker:
     def _diverges(self, report: dict[str, Any]) -> None:
         name, reason = f"{report['protocol']} {report['flow']}", report["reason"]
         self.divergences.append((self.now, report))
-        if name in self.diverged and report["protocol"] == "tcp" and self.scenario.on_divergence != "unprotect":
+        evicted = self.scenario.limited
+        if name in self.diverged and report["protocol"] == "tcp" and not evicted and self.scenario.on_divergence != "unprotect":
             raise Violation(10, f"{name} was reported twice in one epoch")
         self.diverged[name] = reason
         s = self.scenario
@@ -671,7 +672,8 @@ class Checker:
         None for a frame that the comparer made, or that is a pure ACK of the secondary.
         """
         entries = self.inside.get(p.flow, ())
-        if raw in self.acks and not (entries and entries[0].raw == raw):
+        again = raw in self.acks or self.last_syn.get(p.flow) == raw
+        if again and not (entries and entries[0].raw == raw):
             return None, p
         changed = None
         for index, entry in enumerate(entries):
@@ -694,7 +696,7 @@ class Checker:
                 if p.window < entry.packet.window:
                     self.lowered[p.flow] = p
                 return entry, p
-        if p.kind == "tcp" and (self._updates(p) or self.last_syn.get(p.flow) == raw):
+        if p.kind == "tcp" and self._updates(p):
             return None, p
         if changed is not None:
             raise Violation(5, f"the checksum was {changed.checksum} and became {p.checksum}: {p}")
