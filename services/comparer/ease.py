@@ -75,6 +75,8 @@ def _lowered(flow: TcpFlow, data: bytes, head: Held, *, alone: bool) -> bytes | 
         return None
     if diff(ack, flow.acked) <= 0:
         return data
+    if data[head.l4 + tcp.FLAGS] & tcp.FIN:
+        return None  # the client's answer would close the primary, and with it all that could repeat the true ack
     if alone and flow.primary_acked is not None and diff(flow.acked, flow.primary_acked) <= 0:
         return None
     frame = bytearray(data)

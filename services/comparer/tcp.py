@@ -27,7 +27,7 @@ from lockstep.wire.frame import Frame
 from lockstep.wire.seqnum import MASK, diff
 from lockstep.wire.vnet import NEEDS_CSUM
 from services.comparer.flow import DIFFERS, RELEASE, WAIT, Finding, Flow, Held
-from services.comparer.said import DIFFERENT, EQUAL, Said, first_difference
+from services.comparer.said import DIFFERENT, EQUAL, MISSING, Said, first_difference
 from services.comparer.window import Window, bare_segment, with_window
 
 _SEGMENT = struct.Struct(">4xIIBB")  # ports, seq, ack, data offset, flags
@@ -78,9 +78,9 @@ class TcpFlow(Flow):
         #: Highest ack the secondary has said; the highest the primary has been allowed to.
         self.acked: int | None = None
         self.primary_acked: int | None = None
-        #: Place of the secondary's FIN, and sequence numbers of its RSTs.
+        #: Place of the secondary's FIN, and (seq, ack) of its RSTs; each proves one of the primary's.
         self.fin: int | None = None
-        self.resets: tuple[int, ...] = ()
+        self.resets: tuple[tuple[int, int | None], ...] = ()
         #: Places of its urgent pointers, and the byte of its last keep-alive.
         self.urgent: tuple[int, ...] = ()
         self.probe: int | None = None
@@ -122,7 +122,7 @@ class TcpFlow(Flow):
         if flags & tcp.SYN:
             return self._verdict_on_syn(seq, signature(buf, l4, payload, end))
         if flags & tcp.RST:
-            if seq not in self.resets:
+            if self._reset_alike(seq, ack, flags) is None:
                 return WAIT
         else:
             self._anchor_primary(seq)
@@ -155,9 +155,12 @@ class TcpFlow(Flow):
         The secondary repeats them only if the client lacks them, and then the primary does so again.
         """
         seq, _, _, flags = _SEGMENT.unpack_from(head.data, head.l4)
-        if flags & (tcp.SYN | tcp.RST) or head.payload == head.payload_end:
+        place, size = self._place(seq), head.payload_end - head.payload
+        if flags & (tcp.SYN | tcp.RST) or not size or place >= self.frontier:
             return False
-        return self._place(seq) < self.frontier and not self.said.read(self._place(seq), 1)
+        if self.said.check(place, head.data, head.payload, head.payload_end) != MISSING:
+            return False
+        return place + size <= self.frontier or not self.said.read(place, 1)
 
     def reached(self, buf: Buffer, l4: int) -> bool:
         """Whether a segment begins at the frontier, or so little before it that its number is to be believed."""
@@ -166,6 +169,13 @@ class TcpFlow(Flow):
     def fin_matches(self, buf: Buffer, l4: int, size: int) -> bool:
         """Whether the FIN behind a segment's `size` bytes stands where the secondary's does."""
         return self.fin == self._place(_SEGMENT.unpack_from(buf, l4)[0]) + size
+
+    def _reset_alike(self, seq: int, ack: int, flags: int) -> tuple[int, int | None] | None:
+        """The secondary's RST that proves this one. Without a known connection the ack tells which SYN it refuses."""
+        for reset in self.resets:
+            if reset[0] == seq and (self.syn is not None or reset[1] == (ack if flags & tcp.ACK else None)):
+                return reset
+        return None
 
     def _is_probe(self, place: int, size: int) -> bool:
         return size == 1 and place == self.frontier - 1
@@ -207,6 +217,10 @@ class TcpFlow(Flow):
             self.window = Window(tcp.window_scale(buf, l4 + tcp.HEADER, payload))
         elif flags & tcp.RST:
             self.closed = True
+            used = self._reset_alike(seq, ack, flags)
+            if used is not None:
+                at = self.resets.index(used)
+                self.resets = self.resets[:at] + self.resets[at + 1 :]
         elif end > payload:
             self._anchor_primary(seq)
             place = self._place(seq) + end - payload
@@ -321,8 +335,7 @@ class TcpFlow(Flow):
         if self.window is not None and flags & tcp.ACK and not flags & tcp.RST:
             self.window.secondary(ack, buf[f.l4 + tcp.WINDOW] << 8 | buf[f.l4 + tcp.WINDOW + 1])
         if flags & tcp.RST:
-            if seq not in self.resets:
-                self.resets = (*self.resets, seq)[-MOST_PLACES:]
+            self.resets = (*self.resets, (seq, ack if flags & tcp.ACK else None))[-MOST_PLACES:]
             return None
         self._anchor(seq)
         place = self._place(seq)

@@ -103,6 +103,21 @@ class Connection:
         self.client_ack = self.client_tsecr = None
         return True
 
+    def refuses(self, flags: int) -> bool:
+        """Whether a segment of the client with these flags refuses the guest's waiting SYN."""
+        return self.waiting and self.opened_by_guest and flags & (tcp.RST | tcp.ACK) == tcp.RST | tcp.ACK
+
+    def refuse(self, buf: bytearray, l4: int, partial: bool) -> None:
+        """Make the client's RST, which acks the primary's SYN, ack the guest's."""
+        ack = _U32.unpack_from(buf, l4 + tcp.ACK_NUMBER)[0]
+        _move(buf, l4, l4 + tcp.ACK_NUMBER, self.isn + 1 - ack, partial)
+
+    def quoted_seq(self, seq: int) -> int | None:
+        """The guest's own number for `seq` in an ICMP error: of its SYN, if that is all it has said."""
+        if self.waiting and not self.known:
+            return self.isn
+        return add(seq, -self.delta) if self.known else None
+
     def to_primary_space(self, buf: bytearray, l4: int, payload: int, partial: bool, speaking: bool) -> None:
         """Move a segment of the guest. `speaking`: after failover its clock must not step back (RFC 7323 §5)."""
         if self.delta:
@@ -141,13 +156,14 @@ def options(buf: Buffer, l4: int, payload: int) -> tuple[int, int, int]:
     return tcp.find_options(buf, start, payload)
 
 
-def move_quoted_seq(buf: bytearray, quoted: int, field: int, delta: int) -> None:
-    """Move the `seq` of the guest's segment that an ICMP error quotes at `quoted`, and the checksum at `field`."""
+def set_quoted_seq(buf: bytearray, quoted: int, field: int, connection: Connection) -> None:
+    """Give an ICMP error's quotation (TCP header at `quoted`) the guest's own number; its checksum is at `field`."""
     at = quoted + tcp.SEQ
     old = _U32.unpack_from(buf, at)[0]
-    new = add(old, delta)
-    _U32.pack_into(buf, at, new)
-    _U16.pack_into(buf, field, moved32(_U16.unpack_from(buf, field)[0], old, new))
+    new = connection.quoted_seq(old)
+    if new is not None and new != old:
+        _U32.pack_into(buf, at, new)
+        _U16.pack_into(buf, field, moved32(_U16.unpack_from(buf, field)[0], old, new))
 
 
 def _move(buf: bytearray, l4: int, at: int, delta: int, partial: bool) -> None:

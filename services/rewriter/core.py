@@ -22,7 +22,7 @@ from lockstep.flow.sweep import Sweep
 from lockstep.streams import EVENTS, FROM_GUEST, GUEST, TO_GUEST, CommandError, Cut, Event, Gap, Item, Output
 from lockstep.wire import frame, icmp, tcp, vnet
 from lockstep.wire.frame import Frame, dissect
-from services.rewriter.connection import Connection, move_quoted_seq
+from services.rewriter.connection import Connection, set_quoted_seq
 from services.rewriter.reset import reset, segment_of
 
 #: Seconds after a failover in which an event may still arrive that the comparer published before it.
@@ -181,7 +181,9 @@ class Core:
         connection.touched = now
         if connection.waiting and connection.client_answers(data, f.l4, f.payload, self._speaking):
             self.counters["learned"] += 1
-        if connection.known:
+        if connection.refuses(data[f.l4 + tcp.FLAGS]):
+            connection.refuse(data, f.l4, partial)
+        elif connection.known:
             connection.to_guest_space(data, f.l4, f.payload, partial)
         if not data[f.l4 + tcp.FLAGS] & tcp.RST or connection.reset_told:
             return []
@@ -197,8 +199,8 @@ class Core:
             return
         key, at = quoted
         connection = self._connections.get(key)
-        if connection is not None and connection.known and connection.delta:
-            move_quoted_seq(data, at, f.l4 + icmp.CHECKSUM, -connection.delta)
+        if connection is not None:
+            set_quoted_seq(data, at, f.l4 + icmp.CHECKSUM, connection)
 
     def _resets(
         self, f: Frame, data: bytearray, connection: Connection | None, from_guest: bool

@@ -729,12 +729,37 @@ def test_proven_data_with_an_ack_ahead_leaves_with_the_ack_lowered(sides: Sides)
     assert sides.wait(0.03) == [data(0, b"abc")]
 
 
-def test_a_stuck_fin_leaves_only_at_the_secondarys_place(sides: Sides) -> None:
-    sides.primary(segment(ISN + 1, CLIENT_ISN + 5, b"abc", flags=FIN))
+def test_a_stuck_fin_stays_while_its_ack_is_ahead(sides: Sides) -> None:
+    """The client's answer to it would close the primary, which then could not say again what it has acked."""
+    fin = segment(ISN + 1, CLIENT_ISN + 5, b"abc", flags=FIN)
+    sides.primary(fin)
     sides.secondary(data(0, b"abc"))
     assert sides.wait(0.03) == []
     sides.secondary(segment(ISN + 4, CLIENT_ISN + 1, flags=FIN))
-    assert sides.wait(0.03) == [segment(ISN + 1, CLIENT_ISN + 1, b"abc", flags=FIN)]
+    assert sides.wait(0.03) == []
+    assert sides.secondary(segment(ISN + 5, CLIENT_ISN + 5)) == [fin]
+
+
+def test_each_refusal_is_proven_by_one_of_its_own() -> None:
+    """Two SYNs of one client port to a closed port: both answers have seq 0."""
+    sides = Sides()
+    first, second = segment(0, CLIENT_ISN + 1, flags=RST), segment(0, CLIENT_ISN - 70, flags=RST)
+    sides.secondary(first)
+    assert sides.primary(first, second, first) == [first]
+    assert sides.secondary(second) == [second]
+    assert sides.secondary(first) == [first]
+
+
+def test_a_repetition_that_is_half_forgotten_is_stale_too(sides: Sides) -> None:
+    sides.secondary(data(0, b"hello"))
+    sides.primary(data(0, b"hello"))
+    for _ in range(8):
+        sides.wait(1.5)
+    sides.secondary(data(0, b"hel"))
+    behind = data(5, b"!")
+    sides.primary(data(0, b"hello"), behind)
+    sides.secondary(data(5, b"!"))
+    assert sides.wait(0.11) == [behind]
 
 
 def test_a_stuck_rst_or_syn_stays(sides: Sides) -> None:

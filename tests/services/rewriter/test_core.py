@@ -207,6 +207,12 @@ def test_a_connection_half_open_at_failover_learns_from_the_clients_challenge() 
     assert node.guest(segment(1000, flags=SYN)) == segment(5000, flags=SYN)
 
 
+def test_a_refusal_of_the_guests_syn_reaches_it() -> None:
+    node = Node2()
+    node.guest(segment(1000, flags=SYN))
+    assert node.client(from_client(0, 5001, flags=RST)) == from_client(0, 1001, flags=RST)
+
+
 def test_a_syn_ack_sent_again_is_moved_once_the_distance_is_known() -> None:
     node = Node2()
     node.accept(1000, 5000)
