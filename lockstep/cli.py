@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -89,19 +90,25 @@ def up(config_file: ConfigFile = None, capture: Capture = None) -> None:
         _fail(exits.CONFIG, 'this node has no services; add `services = ["mirror", "comparer"]` or the like')
     extra = ["--capture", capture] if capture else []
     arguments = ["-c", str(config_file), *extra] if config_file else extra
-    children = [subprocess.Popen([sys.executable, "-m", f"services.{name}", *arguments]) for name in node.services]
-
-    def stop(number: int, frame: object) -> None:
-        for child in children:
-            child.terminate()
-
+    root = str(Path(__file__).parents[1])
+    # -P: a file called services.py where we were started is not our package.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+    children = [
+        subprocess.Popen([sys.executable, "-P", "-m", f"services.{name}", *arguments], env=environment)
+        for name in node.services
+    ]
+    asked = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    while all(child.poll() is None for child in children):
-        time.sleep(0.1)
-    stop(signal.SIGTERM, None)
-    codes = [child.wait() for child in children]
-    raise typer.Exit(max((code if code >= 0 else exits.SOFTWARE for code in codes), default=exits.OK))
+        signal.signal(number, lambda number, frame: asked.set())
+    while not asked.wait(0.1) and all(child.poll() is None for child in children):
+        pass
+    ended = [code for child in children if (code := child.poll()) is not None]
+    for child in children:
+        child.terminate()
+    for child in children:
+        child.wait()
+    code = exits.OK if asked.is_set() or not ended else ended[0]
+    raise typer.Exit(code if code >= 0 else exits.SOFTWARE)
 
 
 @app.command()

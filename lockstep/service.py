@@ -13,7 +13,7 @@ from typing import cast, get_args
 from lockstep import __version__, config, exits
 from lockstep.capture.base import PortError, PortPermissionError
 from lockstep.config import ConfigError, Node, Service
-from lockstep.link.zmq import LinkError
+from lockstep.link.zmq import LinkError, LinkPermissionError
 from lockstep.streams import Core
 
 
@@ -35,7 +35,7 @@ def run(services: tuple[Service, ...], path: Path | None, capture: str | None = 
     log.configure(node.log, node=node.node)
     try:
         shell = Shell(node, {service: core_of(service, node) for service in services}, path=path, capture=capture)
-    except PortPermissionError as error:
+    except (PortPermissionError, LinkPermissionError) as error:
         print(f"not permitted: {error}", file=sys.stderr)
         return exits.NOPERM
     except (PortError, LinkError) as error:

@@ -343,13 +343,13 @@ class Shell:
                 self.step()
             log.info("service_stopped", services=list(self._cores))
         finally:
+            self._poller.unregister(reader)
+            self.close()
             signal.set_wakeup_fd(wakeup)
             for number, handler in before.items():
                 signal.signal(number, handler)
-            self._poller.unregister(reader)
             os.close(reader)
             os.close(writer)
-            self.close()
 
     def close(self) -> None:
         """Close ports, links and control sockets. Closing twice is allowed."""

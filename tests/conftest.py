@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @functools.cache
 def missing_rights() -> str | None:
     """Why TAP devices and network namespaces can't be made here."""
-    if not os.path.exists("/dev/net/tun"):  # noqa: PTH110 (a folder that may not be searched is a no)
+    if not Path("/dev/net/tun").exists():
         return "/dev/net/tun is missing"
     made = subprocess.run(
         ["unshare", "--net", "ip", "tuntap", "add", "dev", "tap0", "mode", "tap", "vnet_hdr"],
@@ -72,6 +72,12 @@ def run_dir() -> Iterator[Path]:
         path = Path(folder)
         path.chmod(0o755)
         yield path
+
+
+@pytest.fixture
+def open_files() -> Callable[[], int]:
+    """How many descriptors this process has open."""
+    return lambda: len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.fixture

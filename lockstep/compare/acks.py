@@ -57,6 +57,6 @@ class Acks:
             shifts.append(0)
         for front, frame in reversed(self.fronts):
             reached = [diff(add(theirs, shift), front) for theirs, _ in other.fronts for shift in shifts]
-            if reached and not any(0 <= distance < _WINDOW for distance in reached):
+            if reached and max(reached) < 0:
                 return frame
         return 0

@@ -14,7 +14,7 @@ from lockstep.compare.ledger import COST, PRIMARY, SECONDARY
 from services.comparer.said import first_difference
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Datagram:
     """What one frame says.
 
@@ -35,15 +35,15 @@ class Datagram:
     overtaken: int = 0
 
     def says(self, other: Datagram) -> bool:
-        """Whether the two say the same, as far as they were captured."""
+        """Whether the two say the same."""
         if self.essence and self.essence == other.essence:
             return True
-        if self.size != other.size or self.head != other.head:
-            return False
-        if len(self.data) == len(other.data):
-            return self.data == other.data
+        return self.size == other.size and self.data == other.data and self.head == other.head
+
+    def might_say(self, other: Datagram) -> bool:
+        """Whether the two say the same as far as both were captured."""
         size = min(len(self.data), len(other.data))
-        return self.data[:size] == other.data[:size]
+        return self.size == other.size and self.head == other.head and self.data[:size] == other.data[:size]
 
     def frame_at(self, index: int) -> int:
         """The frame that holds the payload's byte at `index`."""
@@ -76,17 +76,34 @@ class Datagrams:
         index = self._find(side, said)
         if index is None:
             own.append(said)
-            self.costs[side] += len(said.data) + len(said.head) + COST
-            self.hopeless |= min(len(own), len(others)) > self._window
-            return
-        other = others[index]
-        del others[index]
-        self._lag = other.index - said.index if side == SECONDARY else said.index - other.index
-        self.costs[1 - side] -= len(other.data) + len(other.head) + COST
-        for passed in (others[0] if index else None, own[0] if own else None):
-            if passed is not None:
-                passed.overtaken += 1
-                self.hopeless |= passed.overtaken > self._window
+            self.costs[side] += _cost(said)
+        else:
+            other = others[index]
+            del others[index]
+            self._lag = other.index - said.index if side == SECONDARY else said.index - other.index
+            self.costs[1 - side] -= _cost(other)
+            for passed in (others[0] if index else None, own[0] if own else None):
+                if passed is not None:
+                    passed.overtaken += 1
+        if self._is_hopeless():
+            self._excuse()
+            self.hopeless = self._is_hopeless()
+
+    def _is_hopeless(self) -> bool:
+        window = self._window
+        return min(map(len, self._open)) > window or any(queue and queue[0].overtaken > window for queue in self._open)
+
+    def _excuse(self) -> None:
+        """Match those that were not captured to the same length, as far as they were."""
+        ours, theirs = self._open
+        for mine in [said for said in ours if said.size]:
+            for other in theirs[: self._window + 1]:
+                if len(mine.data) != len(other.data) and mine.might_say(other):
+                    ours.remove(mine)
+                    theirs.remove(other)
+                    self.costs[PRIMARY] -= _cost(mine)
+                    self.costs[SECONDARY] -= _cost(other)
+                    break
 
     def _find(self, side: int, said: Datagram) -> int | None:
         """Which of the other file's datagrams says the same: the one nearest to where the last ones matched."""
@@ -107,6 +124,7 @@ class Datagrams:
 
     def conclude(self) -> Finding | None:
         """The first difference, if nothing more comes. None if the files are equal."""
+        self._excuse()
         ours, theirs = self._open
         if not ours and not theirs:
             return None
@@ -127,6 +145,10 @@ class Datagrams:
     def unmatched(self) -> set[int]:
         """The primary's frames that are pending."""
         return {said.frame_at(start) for said in self._open[PRIMARY] for start, _ in said.parts or ((0, 0),)}
+
+
+def _cost(said: Datagram) -> int:
+    return len(said.data) + len(said.head) + COST
 
 
 def _likeness(a: Datagram, b: Datagram) -> int:

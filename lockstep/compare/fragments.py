@@ -73,13 +73,14 @@ class Whole:
 
 @dataclass(slots=True)
 class _Datagram:
-    """One that isn't whole: its fragments, none of them twice."""
+    """One that isn't whole. fragments: in order, none that says nothing new. seen: all of them, as they came."""
 
     fragments: list[Fragment] = field(default_factory=list)
+    seen: list[Fragment] = field(default_factory=list)
 
     def agrees(self, fragment: Fragment) -> bool:
         """Whether a fragment says nothing else than those before it."""
-        if not fragment.data or len(self.fragments) == MOST_FRAGMENTS:
+        if not fragment.data or len(self.seen) == MOST_FRAGMENTS:
             return False
         for other in self.fragments:
             low, high = max(fragment.start, other.start), min(fragment.end, other.end)
@@ -96,6 +97,7 @@ class _Datagram:
 
     def add(self, fragment: Fragment) -> Whole | None:
         """Take a fragment that agrees; the whole, if this completes it."""
+        self.seen.append(fragment)
         if not any(other.start <= fragment.start and fragment.end <= other.end for other in self.fragments):
             self.fragments.append(fragment)
             self.fragments.sort(key=lambda part: part.start)
@@ -126,11 +128,11 @@ class Reassembly:
         known = self._open.get(name)
         if known is None:
             if len(self._open) == MOST_OPEN:
-                given_up = self._open.pop(next(iter(self._open))).fragments
+                given_up = self._open.pop(next(iter(self._open))).seen
             known = self._open[name] = _Datagram()
         if not known.agrees(fragment):
             del self._open[name]
-            return None, [*given_up, *known.fragments, fragment]
+            return None, [*given_up, *known.seen, fragment]
         whole = known.add(fragment)
         if whole is not None:
             del self._open[name]
@@ -142,7 +144,7 @@ class Reassembly:
     def rest(self) -> Iterator[Fragment]:
         """What never became whole."""
         for known in self._open.values():
-            yield from known.fragments
+            yield from known.seen
         self._open.clear()
 
 

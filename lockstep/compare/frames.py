@@ -88,13 +88,13 @@ def dissected(f: Frame, data: bytes, missing: int) -> tuple[int, bytes]:
     if mended is None:
         return kind, data
     kind = dissect(f, mended, 0, len(mended))
-    if kind != frame.MALFORMED and f.payload > len(data):
+    if kind not in (frame.MALFORMED, frame.CHATTER) and f.payload > len(data):
         f.kind = kind = frame.MALFORMED
     return kind, mended
 
 
 def _mended(f: Frame, data: bytes, missing: int) -> bytes | None:
-    """The frame with an IP header that is true of it; None if that isn't what is wrong."""
+    """The frame with an IP length that is true of what was on the wire; None if that isn't what is wrong."""
     at = f.l3
     room = len(data) - at
     if f.ethertype == ethernet.IPV4 and room >= ipv4.HEADER:
@@ -104,10 +104,10 @@ def _mended(f: Frame, data: bytes, missing: int) -> bytes | None:
     else:
         return None
     claimed = int.from_bytes(data[field : field + 2], "big")
-    if claimed:
-        lacking = before + claimed - room
-        return data + bytes(lacking) if lacking > 0 else None
-    claimed = room + missing - before
-    if claimed > _LARGEST:
+    length = room + missing - before
+    if claimed and claimed <= length:
+        length = claimed
+    lacking = max(0, before + length - room)
+    if length > _LARGEST or (length == claimed and not lacking):
         return None
-    return data[:field] + claimed.to_bytes(2, "big") + data[field + 2 :] + bytes(missing)
+    return data[:field] + length.to_bytes(2, "big") + data[field + 2 :] + bytes(lacking)

@@ -9,12 +9,16 @@ One file can say two things at one place: a retransmission with other bytes, a k
 connection that uses the numbers of an earlier one. So pieces lie in *layers*: within a layer none overlap,
 and what contradicts a layer goes to the next. The files are equal where they say the same *set* of bytes.
 
+Bytes that a snap length left out are *holes*: pieces without data. A hole of one file agrees with what the
+other says there and nobody has matched; but a file's own words, before or behind, say what was in it.
+
 Numbers are plain integers below 2**32 and never wrap in here: a piece that crosses the wrap is two.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 
 #: The two files, as indices; and in a list of costs, what both have said and is kept.
 PRIMARY, SECONDARY, KEPT = 0, 1, 2
@@ -28,12 +32,16 @@ MOST_CONTRADICTIONS = 1024
 MOST_LAYERS = 16
 #: Retransmissions whose frames are remembered, at least; twice as many at most.
 MOST_AGAIN = 32
+
+#: What of a ledger a piece is held against: bytes of either file; what its own file has said; holes of the
+#: other file, and anything of the other file, that are pending.
+_BYTES, _OWN, _HOLES, _PENDING = range(4)
 #: What a piece costs besides its bytes.
 COST = 256
 
 
 class Piece:
-    """Bytes at `start` to `end`; None for bytes that were not captured, which agree with any.
+    """Bytes at `start` to `end`; None for a hole.
 
     frames: number of the frame in the primary's and the secondary's file; 0 where it hasn't said them.
     against: of a piece that contradicts another, the frame in which the other file had said otherwise.
@@ -74,13 +82,14 @@ class _Layer:
 class Ledger:
     """See the module. costs: of each file's pending pieces, and of settled ones, in bytes; a shared list."""
 
-    __slots__ = ("_again", "_layers", "_settled", "_settled_bytes", "contradictions", "costs")
+    __slots__ = ("_again", "_holes", "_layers", "_settled", "_settled_bytes", "contradictions", "costs")
 
     def __init__(self, costs: list[int]) -> None:
         self._layers = [_Layer()]
         self._settled: list[Piece] = []
         self._settled_bytes = 0
         self.costs = costs
+        self._holes = False
         #: What was said again: by which file, from where to where, in which frame.
         self._again: list[tuple[int, int, int, int]] = []
         #: Pieces that went above the first layer and that have not been settled.
@@ -92,8 +101,10 @@ class Ledger:
         return self.contradictions > MOST_CONTRADICTIONS or len(self._layers) > MOST_LAYERS
 
     def say(self, side: int, start: int, data: bytes | None, size: int, frame: int) -> None:
-        """One file says `size` bytes from number `start` on; `data` is None where they are unknown."""
+        """One file says `size` bytes from number `start` on; `data` is None for a hole."""
         end = start + size
+        if data is None:
+            self._holes = True
         if end > SPAN:
             whole = SPAN - start
             self.say(side, start, data and data[:whole], whole, frame)
@@ -126,27 +137,30 @@ class Ledger:
     def _meet(self, side: int, said: Piece) -> None:
         """The general case: what agrees with any layer is settled or known; the rest is new."""
         todo = [(said.start, said.end)]
-        for layer in self._layers:
-            left: list[tuple[int, int]] = []
-            for start, end in todo:
-                self._meet_in(layer, side, said, start, end, left)
-            todo = left
-            if not todo:
-                return
+        for against in (_OWN, _HOLES, _PENDING) if said.data is None else (_BYTES, _HOLES):
+            if against == _HOLES and not self._holes:
+                continue
+            for layer in self._layers:
+                left: list[tuple[int, int]] = []
+                for start, end in todo:
+                    self._meet_in(layer, side, said, start, end, against, left)
+                todo = left
+                if not todo:
+                    return
         for start, end in todo:
             self._place(side, said, start, end)
 
     def _meet_in(
-        self, layer: _Layer, side: int, said: Piece, start: int, end: int, left: list[tuple[int, int]]
+        self, layer: _Layer, side: int, said: Piece, start: int, end: int, against: int, left: list[tuple[int, int]]
     ) -> None:
-        """Meet one layer with part of what was said; what finds nothing equal there is added to `left`."""
+        """Meet one layer with part of what was said; what finds nothing that agrees is added to `left`."""
         index = layer.first(start)
         while index < len(layer.pieces) and layer.pieces[index].start < end:
             piece = layer.pieces[index]
             low, high = max(start, piece.start), min(end, piece.end)
             if start < low:
                 left.append((start, low))
-            runs = _equal_runs(said, piece, low, high)
+            runs = _agreeing(side, said, piece, low, high, against)
             left += _between(runs, low, high)
             if runs and not piece.frames[side]:
                 index += self._settle(layer, index, side, said, runs)
@@ -260,18 +274,37 @@ class Ledger:
     # --- what is not
 
     def leftover(self) -> list[Piece]:
-        """Every pending piece."""
-        return [piece for layer in self._layers for piece in layer.pieces if not (piece.frames[0] and piece.frames[1])]
+        """What one file says and the other does not."""
+        left = [piece for layer in self._layers for piece in layer.pieces if not (piece.frames[0] and piece.frames[1])]
+        return [part for piece in left for part in self._unexcused(piece)] if self._holes else left
+
+    def _unexcused(self, piece: Piece) -> list[Piece]:
+        """What of a pending piece no hole of the other file accounts for. A hole itself needs to meet anything."""
+        other = SECONDARY if piece.frames[PRIMARY] else PRIMARY
+        known: list[tuple[int, int]] = []
+        holes: list[tuple[int, int]] = []
+        for layer in self._layers:
+            index = layer.first(piece.start)
+            while index < len(layer.pieces) and layer.pieces[index].start < piece.end:
+                met = layer.pieces[index]
+                index += 1
+                if met.frames[other]:
+                    span = (max(met.start, piece.start), min(met.end, piece.end))
+                    (holes if met.data is None else known).append(span)
+        if piece.data is None:
+            parts = _between(_union(known + holes), piece.start, piece.end)
+        else:
+            # Where the other file says something else, no hole excuses this.
+            parts = _between(_union(holes), piece.start, piece.end)
+            parts = _union(parts + known)
+        return [Piece(start, end, piece.part(start, end), piece.frames, piece.against) for start, end in parts]
 
     def expects(self, side: int, start: int, data: bytes) -> bool:
         """Whether the other file alone has said this."""
-        for layer in self._layers:
-            index = layer.first(start)
-            if index < len(layer.pieces) and layer.pieces[index].start <= start:
-                piece = layer.pieces[index]
-                size = min(len(data), piece.end - start)
-                if not piece.frames[side] and piece.part(start, start + size) in (None, data[:size]):
-                    return True
+        for piece in self._at(start):
+            size = min(len(data), piece.end - start)
+            if not piece.frames[side] and piece.part(start, start + size) in (None, data[:size]):
+                return True
         return False
 
     def against(self, side: int, number: int, frame: int) -> int:
@@ -281,22 +314,42 @@ class Ledger:
         """
         said = [again for who, start, end, again in self._again if who == side and start <= number < end]
         pending: list[int] = []
+        for piece in self._at(number):
+            if piece.frames[side]:
+                (said if piece.frames[1 - side] else pending).append(piece.frames[side])
+        return min(pending or said, key=lambda known: abs(known - frame), default=0)
+
+    def facing(self, piece: Piece) -> int:
+        """The frame in which the other file says otherwise than a pending piece does at its start; 0 if it doesn't."""
+        other = SECONDARY if piece.frames[PRIMARY] else PRIMARY
+        own = piece.frames[1 - other]
+        for met in self._at(piece.start):
+            if met.frames[other] and not met.frames[1 - other]:
+                return self.against(other, piece.start, own)
+        return piece.against or self.against(other, piece.start, own)
+
+    def _at(self, number: int) -> Iterator[Piece]:
         for layer in self._layers:
             index = layer.first(number)
             if index < len(layer.pieces) and layer.pieces[index].start <= number:
-                frames = layer.pieces[index].frames
-                if frames[side]:
-                    (said if frames[1 - side] else pending).append(frames[side])
-        return min(pending or said, key=lambda known: abs(known - frame), default=0)
+                yield layer.pieces[index]
 
 
-def _equal_runs(said: Piece, piece: Piece, start: int, end: int) -> list[tuple[int, int]]:
-    """Where, from `start` to `end`, two pieces say the same."""
+def _agreeing(side: int, said: Piece, piece: Piece, start: int, end: int, against: int) -> list[tuple[int, int]]:
+    """Where, from `start` to `end`, a piece says what `side` says now."""
     mine, theirs = said.part(start, end), piece.part(start, end)
-    if mine is None or theirs is None or mine == theirs:
-        return [(start, end)]
-    differing = [(at, at + 1) for at, (a, b) in enumerate(zip(mine, theirs, strict=True), start) if a != b]
-    return _between(differing, start, end)
+    if against == _BYTES:
+        if mine is None or theirs is None:
+            return []
+        if mine == theirs:
+            return [(start, end)]
+        differing = [(at, at + 1) for at, (a, b) in enumerate(zip(mine, theirs, strict=True), start) if a != b]
+        return _between(differing, start, end)
+    if against == _OWN:
+        agrees = bool(piece.frames[side])
+    else:
+        agrees = not piece.frames[side] and (theirs is None or against == _PENDING)
+    return [(start, end)] if agrees else []
 
 
 def _between(runs: list[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
@@ -309,3 +362,14 @@ def _between(runs: list[tuple[int, int]], start: int, end: int) -> list[tuple[in
     if start < end:
         left.append((start, end))
     return left
+
+
+def _union(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Runs in order, those that touch made one."""
+    made: list[tuple[int, int]] = []
+    for start, end in sorted(runs):
+        if made and start <= made[-1][1]:
+            made[-1] = (made[-1][0], max(made[-1][1], end))
+        else:
+            made.append((start, end))
+    return made

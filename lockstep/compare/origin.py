@@ -104,11 +104,11 @@ def ready(primary: Origin, secondary: Origin) -> bool:
     return primary.count >= ENOUGH and secondary.count >= ENOUGH
 
 
-def agree(primary: Origin, secondary: Origin, shift: int) -> bool:
-    """Whether a distance makes two origins one beyond doubt."""
+def agree(primary: Origin, secondary: Origin, shift: int, *, known: bool) -> bool:
+    """Whether a distance makes two origins one beyond doubt. known: it did so for others of this flow."""
     if primary.isn is not None and secondary.isn is not None:
         return primary.isn == add(secondary.isn, shift)
-    if shift:
+    if known:
         return add(secondary.first, shift) in primary.edges
     # Small numbers coincide easily; the bytes behind them do not.
     size = min(len(primary.opening), len(secondary.opening))

@@ -97,7 +97,7 @@ class Stream:
         free = [other for other in self._origins[PRIMARY] if other.mate is None]
         for shift in dict.fromkeys([*reversed(self.shifts), 0]):
             for other in free:
-                if agree(other, origin, shift):
+                if agree(other, origin, shift, known=shift in self.shifts):
                     return other, shift
         best: tuple[int, Origin, int] | None = None
         for other in free:
@@ -194,7 +194,7 @@ class Stream:
     def _difference(self, piece: Piece) -> Finding:
         frames = list(piece.frames)
         other = SECONDARY if frames[PRIMARY] else PRIMARY
-        frames[other] = piece.against or self._ledger.against(other, piece.start, frames[1 - other])
+        frames[other] = self._ledger.facing(piece)
         return Finding(DATA if frames[other] else UNMATCHED, self._offset(piece.start), *frames)
 
     def _unacked(self, back: tuple[int, ...]) -> Iterator[Finding]:

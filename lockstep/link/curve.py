@@ -10,7 +10,7 @@ import structlog
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
-from lockstep.link.zmq import Curve, LinkError
+from lockstep.link.zmq import Curve, LinkError, LinkPermissionError
 from lockstep.log import RateLimit
 
 log = structlog.get_logger()
@@ -34,6 +34,9 @@ def load(path: Path) -> Curve:
             raise LinkError(f"security.secret_key = {path}: others can read it; chmod 600 {path}")
         secret = path.read_bytes().strip()
         return Curve(zmq.curve_public(secret), secret)
+    except PermissionError as error:
+        way_out = "run as the user who owns it"
+        raise LinkPermissionError(f"security.secret_key = {path}: {error.strerror}; {way_out}") from error
     except OSError as error:
         raise LinkError(f"security.secret_key = {path}: {error.strerror}; make one with `lockstep keygen`") from error
     except (zmq.ZMQError, ValueError) as error:

@@ -37,6 +37,10 @@ class LinkError(Exception):
     """An endpoint can't be bound or connected. Its text names the stream and the way out."""
 
 
+class LinkPermissionError(LinkError):
+    """A folder or file of a link exists, but this process may not use it (exit code 77)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Curve:
     """CURVE keys (Z85) of this node; `server` is the other end's public key where this end connects."""
@@ -64,7 +68,8 @@ class IpcLock:
             ) from error
         except OSError as error:
             way_out = "set `run_dir` to a folder that this user may write"
-            raise LinkError(f"{endpoint}: {error.strerror} ({error.filename}); {way_out}") from error
+            kind = LinkPermissionError if isinstance(error, PermissionError) else LinkError
+            raise kind(f"{endpoint}: {error.strerror} ({error.filename}); {way_out}") from error
 
     def close(self) -> None:
         """Let the path go."""

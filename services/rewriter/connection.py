@@ -107,10 +107,14 @@ class Connection:
         """Whether a segment of the client with these flags refuses the guest's waiting SYN."""
         return self.waiting and self.opened_by_guest and flags & (tcp.RST | tcp.ACK) == tcp.RST | tcp.ACK
 
-    def refuse(self, buf: bytearray, l4: int, partial: bool) -> None:
-        """Make the client's RST, which acks the primary's SYN, ack the guest's."""
+    def refuse(self, buf: bytearray, l4: int, payload: int, partial: bool) -> None:
+        """Make the client's RST, which answers the primary's SYN, answer the guest's: its number, and its clock."""
         ack = _U32.unpack_from(buf, l4 + tcp.ACK_NUMBER)[0]
         _move(buf, l4, l4 + tcp.ACK_NUMBER, self.isn + 1 - ack, partial)
+        timestamps, _, _ = options(buf, l4, payload)
+        if timestamps and self.tsval is not None:
+            tsecr = _U32.unpack_from(buf, timestamps + 6)[0]
+            _move(buf, l4, timestamps + 6, self.tsval - tsecr, partial)
 
     def quoted_seq(self, seq: int) -> int | None:
         """The guest's own number for `seq` in an ICMP error: of its SYN, if that is all it has said."""

@@ -182,7 +182,7 @@ class Core:
         if connection.waiting and connection.client_answers(data, f.l4, f.payload, self._speaking):
             self.counters["learned"] += 1
         if connection.refuses(data[f.l4 + tcp.FLAGS]):
-            connection.refuse(data, f.l4, partial)
+            connection.refuse(data, f.l4, f.payload, partial)
         elif connection.known:
             connection.to_guest_space(data, f.l4, f.payload, partial)
         if not data[f.l4 + tcp.FLAGS] & tcp.RST or connection.reset_told:

@@ -17,7 +17,7 @@ import pytest
 import structlog
 import zmq
 
-import lockstep.capture.tap  # noqa: F401 (what nobody could import any more)
+import lockstep.capture.tap  # while it can be imported: `nobody` may not read the library
 from lockstep import __version__, cli
 from lockstep.control import ControlError, request
 
@@ -219,9 +219,7 @@ def test_reload_of_what_does_not_run_is_69(lockstep: Cli, written: Callable[[str
     assert lockstep("reload", "-c", written('services = ["comparer"]\n'), "--timeout", "0.1").code == UNAVAILABLE
 
 
-def test_status_of_what_does_not_run_is_69_and_says_so_for_each(
-    lockstep: Cli, written: Callable[[str], Path]
-) -> None:
+def test_status_of_what_does_not_run_is_69_and_says_so_for_each(lockstep: Cli, written: Callable[[str], Path]) -> None:
     path = written("")
     done = lockstep("status", "--json", "-c", path, "--timeout", "0.1")
     said = json.loads(done.out)
@@ -554,7 +552,9 @@ def test_where_one_service_ends_up_ends_with_its_code(written: Callable[[str], P
     assert answers(f"ipc://{run_dir}/sockets/comparer.control") is None
 
 
-def test_a_file_called_services_where_up_is_started_hides_nothing(written: Callable[[str], Path], run_dir: Path) -> None:
+def test_a_file_called_services_where_up_is_started_hides_nothing(
+    written: Callable[[str], Path], run_dir: Path
+) -> None:
     (run_dir / "services.py").write_text("raise SystemExit('the wrong services')\n")
     command = [LOCKSTEP, "up", "-c", str(written('services = ["mirror"]\n')), "--capture", "memory"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=outside(), cwd=run_dir)

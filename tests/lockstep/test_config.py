@@ -124,7 +124,8 @@ def test_a_missing_file_is_a_fault_with_a_way_out(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         config.load(tmp_path / "missing.toml", environ={})
     (fault,) = error.value.faults
-    assert (fault.setting, fault.value, fault.why) == ("-c", str(tmp_path / "missing.toml"), "No such file or directory")
+    assert (fault.setting, fault.value) == ("-c", str(tmp_path / "missing.toml"))
+    assert fault.why == "No such file or directory"
     assert "-c" in fault.way_out
 
 
@@ -143,9 +144,7 @@ def test_a_file_that_is_no_toml_is_a_fault_that_names_the_place(tmp_path: Path, 
 
 def test_a_fault_names_its_setting_its_value_the_reason_and_a_way_out(faults: Faults) -> None:
     (fault,) = faults("[comparer]\ncompare_timeout = 0")
-    assert fault == Fault(
-        "comparer.compare_timeout", "0", "out of range: 0.001 is the least", "Choose 0.001 at least."
-    )
+    assert fault == Fault("comparer.compare_timeout", "0", "out of range: 0.001 is the least", "Choose 0.001 at least.")
     assert str(fault) == "comparer.compare_timeout = 0: out of range: 0.001 is the least. Choose 0.001 at least."
 
 
@@ -171,7 +170,8 @@ def test_an_unknown_setting_is_a_fault_that_suggests_the_one_that_was_meant(
     faults: Faults, text: str, setting: str, meant: str
 ) -> None:
     (fault,) = faults(text)
-    assert (fault.setting, fault.why, fault.way_out) == (setting, "there is no such setting", f"Did you mean `{meant}`?")
+    assert (fault.setting, fault.why) == (setting, "there is no such setting")
+    assert fault.way_out == f"Did you mean `{meant}`?"
 
 
 def test_an_unknown_setting_that_resembles_none_lists_those_that_exist(faults: Faults) -> None:
@@ -365,15 +365,20 @@ def test_the_processs_own_environment_is_read(load: Load, monkeypatch: pytest.Mo
     assert config.load(None).node == "from-outside"
 
 
+def node_or_faults(**more: Any) -> Node | list[Fault]:
+    """One of the two; anything else is a failure."""
+    try:
+        return config.load(None, **more)
+    except ConfigError as error:
+        return error.faults
+
+
 @given(st.dictionaries(st.text("ABCXYZ_", max_size=12), st.text(max_size=12), max_size=4))
 def test_any_environment_gives_a_node_or_faults(environ: dict[str, str]) -> None:
     known = ["NODE", "COMPARER__MAX_FLOWS", "LINKS__PRIMARY", "MIRROR__GUEST__MTU", "SERVICES", "EVENTS", "GUEST__MAC"]
     named = {f"LOCKSTEP_{name}": text for name, text in environ.items()}
     named |= {f"LOCKSTEP_{name}": text for name, text in zip(known, environ.values(), strict=False)}
-    try:
-        config.load(None, environ=named)
-    except ConfigError as error:
-        assert error.faults
+    assert node_or_faults(environ=named)
 
 
 # Ports.
@@ -583,7 +588,5 @@ def test_every_setting_is_explained_with_its_default() -> None:
 def test_any_value_in_any_place_is_taken_or_a_fault(value: Any, place: tuple[str, ...]) -> None:
     """Through the environment's JSON, since every value can be written there."""
     environ = {f"LOCKSTEP_{'__'.join(place).upper()}": json.dumps(value), "LOCKSTEP_SERVICES": '["mirror"]'}
-    try:
-        config.load(None, environ=environ, capture="memory")
-    except ConfigError as error:
-        assert all(fault.setting and fault.why and fault.way_out for fault in error.faults)
+    outcome = node_or_faults(environ=environ, capture="memory")
+    assert isinstance(outcome, Node) or all(fault.setting and fault.why and fault.way_out for fault in outcome)

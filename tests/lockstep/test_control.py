@@ -198,9 +198,7 @@ def test_garbage_is_answered_and_counted(
     assert server.counters == {"requests": 1, "refused": 0, "garbage": 1, "events": 0}
 
 
-def test_a_request_of_a_thousand_parts_is_answered_and_counted(
-    server: Server, client: Callable[[int], Socket]
-) -> None:
+def test_a_request_of_a_thousand_parts_is_answered_and_counted(server: Server, client: Callable[[int], Socket]) -> None:
     asker = client(zmq.DEALER)
     asker.send_multipart([b"x"] * 999 + [msgpack.packb({"op": "status"})])
     serve(server)
@@ -219,9 +217,7 @@ def test_who_asked_and_left_disturbs_nobody(server: Server, client: Callable[[in
     assert answer(patient)["ok"] is True
 
 
-def test_who_asks_and_never_reads_does_not_block_the_server(
-    server: Server, client: Callable[[int], Socket]
-) -> None:
+def test_who_asks_and_never_reads_does_not_block_the_server(server: Server, client: Callable[[int], Socket]) -> None:
     """Beyond its high-water mark its answers are lost, and the next asker gets one."""
     deaf = client(zmq.DEALER)
     deaf.setsockopt(zmq.RCVHWM, 1)
@@ -257,9 +253,7 @@ def test_a_request_of_the_largest_size_is_served(server: Server, client: Callabl
     assert server.counters["garbage"] == 0
 
 
-def test_bytes_that_are_no_zeromq_disturb_nobody(
-    server: Server, client: Callable[[int], Socket], control: str
-) -> None:
+def test_bytes_that_are_no_zeromq_disturb_nobody(server: Server, client: Callable[[int], Socket], control: str) -> None:
     """Some of it libzmq takes for a request in the first version of its protocol: that is garbage like any other."""
     for raw in (b"GET / HTTP/1.1\r\n\r\n", random.Random(1).randbytes(4096), bytes(4096)):
         with socket.socket(socket.AF_UNIX) as plain:
@@ -276,7 +270,7 @@ def test_a_second_server_on_the_same_paths_is_refused_and_holds_nothing(
     context: Context, run_dir: Path, server: Server, control: str, events: str
 ) -> None:
     free = f"ipc://{run_dir}/free"
-    with pytest.raises(LinkError, match="the control socket|already bound"):
+    with pytest.raises(LinkError, match="already bound"):
         Server(context, control, free)
     with pytest.raises(LinkError, match="already bound"):
         Server(context, free, events)
@@ -295,7 +289,7 @@ def test_request_gives_the_answer_without_ok(server: Server, control: str) -> No
 
 
 def test_request_raises_what_the_service_refuses(server: Server, control: str) -> None:
-    with serving(server), pytest.raises(ControlRefused, match="^not today$"):
+    with serving(server), pytest.raises(ControlRefused, match=r"^not today$"):
         request(control, "refuse")
 
 
@@ -423,6 +417,9 @@ def test_any_bytes_are_a_map_with_names_or_nothing(body: bytes) -> None:
     assert found is None or all(isinstance(name, str) for name in found)
 
 
-@given(st.dictionaries(st.text(), st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text() | st.binary()))
+plain = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text() | st.binary()
+
+
+@given(st.dictionaries(st.text(), plain))
 def test_a_map_is_itself(value: dict[str, Any]) -> None:
     assert unpacked_map(msgpack.packb(value)) == value

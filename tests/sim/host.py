@@ -429,11 +429,14 @@ class Connection:
             if self.state in (SYN_SENT, SYN_RECEIVED):
                 self._syn(now)
                 return
+            self.nxt = self.una
+            self.pace_at = None
             if self.una == self.top:
                 self.tries = 0  # the peer's window is closed, and it lives
                 self._emit(ACK, self.top - 1, b"", now)
-            self.nxt = self.una
-            self.pace_at = None
+            elif self.window == 0:
+                # What was sent before the window closed asks as well (RFC 9293 §3.8.6.1).
+                self.nxt = self._transmit(self.una, now)
             self._send_data(now, burst=2)
         if self.pace_at is not None and now >= self.pace_at:
             self.pace_at = None

@@ -6,9 +6,6 @@ when its fault is mended.
 """
 
 KNOWN: dict[str, str] = {
-    "silent_client": "the secondary alone lost a quiet client's last ack (or handshake), and nobody makes it repeat it",
-    "lost_commit": "a commit that dies with the primary node never reaches the rewriter: stale offsets at the failover",
     "lowered_fin": "a FIN leaves with a lowered ack, and the primary closes before the client's last bytes are acknowledged",
     "stale_reset": "a RST is proven by an older one with the same seq (0, in answers to SYNs)",
-    "half_opened": "a connection that the guest opens is reset if the failover comes within its handshake",
 }

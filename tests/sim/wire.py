@@ -19,6 +19,8 @@ ETH_IPV4, ETH_ARP, ETH_VLAN, ETH_IPV6 = 0x0800, 0x0806, 0x8100, 0x86DD
 NEEDS_CSUM = 1
 GSO_TCPV4, GSO_TCPV6 = 1, 4
 
+_FLAGS = ((SYN, "S"), (FIN, "F"), (RST, "R"), (PSH, "P"), (ACK, "A"))
+
 Flow = tuple[object, ...]
 
 _TCP = struct.Struct(">HHIIBBHHH")
@@ -38,7 +40,7 @@ def inet_sum(data: bytes) -> int:
     return (total % 0xFFFF or 0xFFFF) if total else 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Packet:
     """A frame that was read. `flow` goes in the frame's own direction; `body` is what two replicas must agree on.
 
@@ -75,6 +77,13 @@ class Packet:
     gso_size: int = 0
     fragment: tuple[int, bool] | None = None
     asks: bool = False
+
+    def __repr__(self) -> str:
+        if self.kind != "tcp":
+            return f"{self.kind} {self.sport}>{self.dport} +{len(self.body or self.payload)}"
+        flags = "".join(name for bit, name in _FLAGS if self.flags & bit)
+        ack = f" ack {self.ack}" if self.flags & ACK else ""
+        return f"{self.sport}>{self.dport} {flags} {self.seq}+{len(self.payload)}{ack} window {self.window} {self.checksum}"
 
 
 BAD = Packet("bad")

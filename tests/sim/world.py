@@ -633,7 +633,7 @@ class World:
         if service == "redirector":
             self.failed_over = True
         self.record("failover", service)
-        process.command(service, "failover", {})
+        process.command(service, "failover", {"epoch": self.epoch})
         if service == "redirector":
             self._not_yet_loaded = False
             self._resume("secondary")

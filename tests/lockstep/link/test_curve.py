@@ -69,7 +69,9 @@ def test_a_missing_key_is_named_with_a_way_out(tmp_path: Path) -> None:
         load(tmp_path / "key")
 
 
-@pytest.mark.parametrize("text", [b"", b"x", b"'" * 40, b"a" * 39, b"a" * 41, b"\xff" * 40, b"a" * 40 + b"\n" + b"a" * 40])
+@pytest.mark.parametrize(
+    "text", [b"", b"x", b"'" * 40, b"a" * 39, b"a" * 41, b"\xff" * 40, b"a" * 40 + b"\n" + b"a" * 40]
+)
 def test_a_file_without_a_key_is_named_with_a_way_out(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "key").write_bytes(text)
     (tmp_path / "key").chmod(0o600)
@@ -185,9 +187,7 @@ def test_an_unknown_key_gets_nothing_through_and_is_counted(
     assert guarded.receiver.counters["messages"] == 1
 
 
-def test_a_plain_peer_gets_nothing_through(
-    guarded: Guarded, friendly: Sender, contexts: Callable[[], Context]
-) -> None:
+def test_a_plain_peer_gets_nothing_through(guarded: Guarded, friendly: Sender, contexts: Callable[[], Context]) -> None:
     _, monitor = intruding(contexts(), guarded.endpoint, None)
     assert turned_away(monitor)
     monitor.close()

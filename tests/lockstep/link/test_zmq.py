@@ -150,9 +150,7 @@ def numbers(items: list[object]) -> list[object]:
 # What goes in comes out.
 
 
-def test_batches_and_cuts_arrive_in_order_and_whole(
-    endpoint: str, sender: MakeSender, receiver: MakeReceiver
-) -> None:
+def test_batches_and_cuts_arrive_in_order_and_whole(endpoint: str, sender: MakeSender, receiver: MakeReceiver) -> None:
     near, far = sender(endpoint), receiver(endpoint)
     assert near.send(Batch.of([b"x" * 60, b"y" * 1514], vnet=10), epoch=7)
     assert near.send(Cut(8, "prepare"), epoch=7)
@@ -180,12 +178,10 @@ def test_a_full_batch_passes(endpoint: str, sender: MakeSender, receiver: MakeRe
     near, far = sender(endpoint), receiver(endpoint)
     near.send(Batch.of([bytes([number]) * 4096 for number in range(256)]), 0)
     assert take(far, 1) == [[bytes([number]) * 4096 for number in range(256)]]
-    assert 256 * 4096 == MAX_BATCH
+    assert MAX_BATCH == 256 * 4096
 
 
-def test_parts_of_the_largest_size_that_decodes_pass(
-    endpoint: str, sender: MakeSender, receiver: MakeReceiver
-) -> None:
+def test_parts_of_the_largest_size_that_decodes_pass(endpoint: str, sender: MakeSender, receiver: MakeReceiver) -> None:
     near, far = sender(endpoint), receiver(endpoint)
     near.send(Batch.of([bytes(65_536)] * (MAX_PART // 65_536)), 0)
     assert take(far, 1) == [[bytes(65_536)] * 32]
@@ -239,9 +235,7 @@ def test_a_restarted_consumer_is_told_that_messages_went_before_it(
     assert again.counters["gaps"] == 1
 
 
-def test_a_restarted_producer_is_told_by_its_boot_id(
-    endpoint: str, sender: MakeSender, receiver: MakeReceiver
-) -> None:
+def test_a_restarted_producer_is_told_by_its_boot_id(endpoint: str, sender: MakeSender, receiver: MakeReceiver) -> None:
     far, near = receiver(endpoint), sender(endpoint)
     near.send(one("first"), 0)
     take(far, 1)
@@ -352,7 +346,9 @@ def test_what_waits_in_a_closing_producer_is_counted(ipc: str, sender: MakeSende
     assert near.counters["frames"] + near.counters["dropped_frames"] == given
 
 
-def test_messages_lost_on_the_way_are_counted(ipc: str, contexts: Callable[[], Context], receiver: MakeReceiver) -> None:
+def test_messages_lost_on_the_way_are_counted(
+    ipc: str, contexts: Callable[[], Context], receiver: MakeReceiver
+) -> None:
     far = receiver(ipc)
     push = contexts().socket(zmq.PUSH)
     push.connect(ipc)
@@ -388,14 +384,16 @@ def test_a_closed_path_can_be_bound_again(ipc: str, receiver: MakeReceiver, send
     assert take(far, 1) == [[b"x"]]
 
 
-def test_a_refused_bind_leaves_no_descriptor_behind(ipc: str, contexts: Callable[[], Context]) -> None:
+def test_a_refused_bind_leaves_no_descriptor_behind(
+    ipc: str, contexts: Callable[[], Context], open_files: Callable[[], int]
+) -> None:
     context = contexts()
     far = Receiver(context, "primary", ipc)
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     for _ in range(5):
         with pytest.raises(LinkError):
             Receiver(context, "primary", ipc)
-    until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+    until(lambda: open_files() <= before)
     far.close()
 
 
@@ -472,7 +470,7 @@ def test_a_garbage_peer_is_counted_by_reason_and_the_good_one_is_not_disturbed(
         push.send_multipart(parts)
     push.send_multipart([b"x"] * 1000)
     push.send_multipart([b"", b""])
-    wanted = {reason: 1 for reason in GARBAGE} | {"parts": 2, "map": 2}
+    wanted = dict.fromkeys(GARBAGE, 1) | {"parts": 2, "map": 2}
 
     def all_counted() -> bool:
         assert far.receive() in (None, [])
@@ -574,11 +572,7 @@ def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     made: list[subprocess.Popen[str]] = []
 
     def make(script: str, *arguments: str) -> subprocess.Popen[str]:
-        made.append(
-            subprocess.Popen(
-                [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, text=True
-            )
-        )
+        made.append(subprocess.Popen([sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, text=True))
         return made[-1]
 
     yield make

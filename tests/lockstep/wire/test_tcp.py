@@ -92,7 +92,9 @@ def test_any_options_are_read_within_their_bounds(options: bytes, before: bytes,
 
 
 @given(st.binary(max_size=60), st.integers(0, 255), st.binary(max_size=8), st.binary(max_size=8))
-def test_any_options_can_be_signed_searched_and_stripped(options: bytes, kind: int, before: bytes, behind: bytes) -> None:
+def test_any_options_can_be_signed_searched_and_stripped(
+    options: bytes, kind: int, before: bytes, behind: bytes
+) -> None:
     """Within their bounds, and stripping makes no option but the one that it takes out."""
     data = bytearray(before + options + behind)
     start, end = len(before), len(before) + len(options)
