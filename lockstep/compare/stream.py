@@ -21,7 +21,7 @@ from lockstep.wire import tcp
 from lockstep.wire.seqnum import MASK, add
 
 #: Connections that are remembered of one pair of ports and one file.
-MOST_ORIGINS = 32
+MOST_ORIGINS = 8
 
 
 class Stream:

@@ -85,6 +85,7 @@ COUNTERS = (
     "dropped_keep_alive",
     "dropped_stale",
     "dropped_reset",
+    "dropped_overtaken",
     "refused_flows",
     "secondary_malformed",
     "secondary_other_epoch",
@@ -183,6 +184,8 @@ class Core:
                 self._drop_head(flow, "dropped_reset")
         elif isinstance(flow, TcpFlow) and flow.is_keep_alive(head.data, head.l4, head.payload, head.payload_end):
             self._drop_head(flow, "dropped_keep_alive")
+        elif isinstance(flow, TcpFlow) and flow.is_stale(head):
+            self._drop_head(flow, "dropped_stale")
         else:
             self._diverge(flow, self._finding(flow))
 
@@ -416,8 +419,17 @@ class Core:
     def _ease(self, flow: TcpFlow, now: float) -> None:
         """Let out what is proven of a head that is stuck, drop what is stale, and let out whatever that frees."""
         head = flow.held[0]
-        if head.arrived + STALE <= now and flow.is_stale(head):
+        if head.arrived + STALE <= now and len(flow.held) > 1 and flow.is_stale(head):
             self._drop_head(flow, "dropped_stale")
+            return
+        if head.arrived + STALE <= now and (back := flow.goes_back_to()) is not None:
+            before = flow.kept()
+            while flow.held[0] is not back:
+                frames = flow.take_head().frames()
+                self._table.held -= frames
+                self.counters["dropped_overtaken"] += frames
+            self._table.kept += flow.kept() - before
+            self._drain(flow)
             return
         eased = ease(flow, head, self._frame)
         if eased is None:

@@ -27,7 +27,7 @@ _CHECKSUM = struct.Struct(">H")
 
 #: Seconds that a head waits before it is eased, and between two tries.
 STALL = 0.02
-#: Seconds that a head waits for the secondary to repeat bytes that were forgotten, before it is dropped.
+#: Seconds that a head waits for the secondary to repeat what was lost or forgotten, before it is dropped.
 STALE = 0.1
 
 

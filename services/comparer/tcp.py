@@ -20,6 +20,7 @@ one byte of garbage below the frontier (RFC 1122 §4.2.3.6): it leaves if the se
 from __future__ import annotations
 
 import struct
+from itertools import islice
 
 from lockstep.batch import Buffer
 from lockstep.wire import checksum, tcp
@@ -161,6 +162,20 @@ class TcpFlow(Flow):
         if self.said.check(place, head.data, head.payload, head.payload_end) != MISSING:
             return False
         return place + size <= self.frontier or not self.said.read(place, 1)
+
+    def goes_back_to(self) -> Held | None:
+        """The first held segment that stands before the head in the stream: the primary repeats from there.
+
+        What the secondary said of the head was lost, and it too repeats from there; the head is in the way.
+        """
+        head = self.held[0]
+        seq, _, _, flags = _SEGMENT.unpack_from(head.data, head.l4)
+        if flags & (tcp.SYN | tcp.RST):
+            return None
+        for held in islice(self.held, 1, None):
+            if held.payload_end > held.payload and diff(_SEGMENT.unpack_from(held.data, held.l4)[0], seq) < 0:
+                return held
+        return None
 
     def reached(self, buf: Buffer, l4: int) -> bool:
         """Whether a segment begins at the frontier, or so little before it that its number is to be believed."""

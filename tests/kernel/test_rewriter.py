@@ -11,10 +11,11 @@ import errno
 import functools
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 from kernel.wire import MASK, Peer, Way, Wire, pattern, readable, received
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
@@ -306,6 +307,51 @@ def guest_finds_nobody(wire: Wire) -> None:
     assert refusal(guest, seconds=3) == errno.ECONNREFUSED
 
 
+def second_life(wire: Wire) -> tuple[Peer, socket.socket]:
+    """The guest has had a connection from the same port, which was reset, and opens another."""
+    old = Peer(wire, port=8080, guest_port=40000)
+    guest = wire.connect(40000, 8080)
+    old.expect("S", 0)
+    old.send("SA", 0, 1)
+    old.expect("A", 1, 1)
+    old.send("R", 1)
+    readable(guest)
+    with pytest.raises(ConnectionResetError):
+        guest.recv(1)
+    guest.close()
+    new = Peer(wire, port=8080, guest_port=40000, isn=5_000_000)
+    new.clock = 5000
+    guest = wire.connect(40000, 8080)
+    new.expect("S", 0)
+    return new, guest
+
+
+@case()
+def guest_opens_a_second_life(wire: Wire) -> None:
+    """The second connection of the same ports has numbers of its own."""
+    peer, guest = second_life(wire)
+    peer.send("SA", 0, 1)
+    peer.expect("A", 1, 1)
+    guest.send(b"again")
+    peer.expect("A", 1, 1, b"again")
+
+
+@case()
+def second_life_is_refused(wire: Wire) -> None:
+    """A RST for the second SYN is not taken for one of the first connection."""
+    peer, guest = second_life(wire)
+    peer.send("RA", 0, 1)
+    assert refusal(guest, seconds=0.5) == errno.ECONNREFUSED
+
+
+@case()
+def second_life_finds_nobody(wire: Wire) -> None:
+    """Nor is an ICMP error for it."""
+    peer, guest = second_life(wire)
+    peer.unreachable(wire.way.isn(peer.base) & MASK)
+    assert refusal(guest, seconds=0.5) == errno.ECONNREFUSED
+
+
 def refusal(guest: socket.socket, seconds: float) -> int:
     """The error with which a connect() has ended by then; 0 while it goes on."""
     select.select([], [guest], [], seconds)
@@ -571,10 +617,21 @@ def path_mtu(wire: Wire) -> None:
 
 # --- the tests
 
+#: What the rewriter is known to get wrong, and for which primaries: those whose distance changes with the life.
+KNOWN = {"second_life_finds_nobody": ("quoted_seq uses the first life's distance", {"wraps", "zero"})}
+
+
+def runs() -> Iterator[ParameterSet]:
+    """Every script with every way."""
+    for name in CASES:
+        reason, ways = KNOWN.get(name, ("", set()))
+        for way in WAYS:
+            marks = [pytest.mark.xfail(reason=reason, strict=True)] if way.name in ways else []
+            yield pytest.param(name, way, id=f"{name}-{way.name}", marks=marks)
+
 
 @pytest.mark.parametrize("v6", [False, True], ids=["ipv4", "ipv6"])
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "way"), runs())
 def test_same_with_and_without_the_rewriter(name: str, way: Way, v6: bool) -> None:
     """What the guest says to a script, with the rewriter between, is what it says without."""
     if v6 and not Path("/proc/net/if_inet6").exists():

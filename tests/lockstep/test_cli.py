@@ -272,6 +272,7 @@ def test_a_run_dir_that_is_a_file_is_69(lockstep: Cli, written: Callable[[str], 
 # 77: not permitted.
 
 
+@pytest.mark.root
 def test_a_tap_device_that_may_not_be_opened_is_77(
     lockstep: Cli, written: Callable[[str], Path], request: pytest.FixtureRequest
 ) -> None:
@@ -283,9 +284,10 @@ def test_a_tap_device_that_may_not_be_opened_is_77(
 
 
 def test_a_run_dir_that_may_not_be_written_is_77(
-    lockstep: Cli, written: Callable[[str], Path], request: pytest.FixtureRequest
+    lockstep: Cli, written: Callable[[str], Path], run_dir: Path, request: pytest.FixtureRequest
 ) -> None:
     path = written("")
+    run_dir.chmod(0o555)
     request.getfixturevalue("nobody")
     done = lockstep("run", "comparer", "-c", path)
     assert "run_dir" in done.err
@@ -297,6 +299,7 @@ def test_a_key_that_may_not_be_read_is_77(
 ) -> None:
     public = lockstep("keygen", run_dir / "key").out.strip()
     path = written(f'[security]\nsecret_key = "{run_dir}/key"\npeers = ["{public}"]\n')
+    (run_dir / "key").chmod(0)
     request.getfixturevalue("nobody")
     done = lockstep("run", "comparer", "-c", path)
     assert f"{run_dir}/key: Permission denied" in done.err
@@ -307,6 +310,7 @@ def test_a_key_that_may_not_be_read_is_77(
 def test_a_key_in_a_folder_that_may_not_be_written_is_77(
     lockstep: Cli, run_dir: Path, request: pytest.FixtureRequest
 ) -> None:
+    run_dir.chmod(0o555)
     request.getfixturevalue("nobody")
     done = lockstep("keygen", run_dir / "key")
     assert done.code == NOPERM

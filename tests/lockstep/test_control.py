@@ -335,8 +335,9 @@ def listening(context: Context, server: Server, *endpoints: str) -> Iterator[Lis
         heard = listener.sockets[-1]
         while not heard.poll(10):
             server.publish(Event("hello"))
-        while heard.poll(50):
-            listener.receive(heard)
+        server.publish(Event("ready"))
+        while listener.receive(heard) != Event("ready", {}):
+            pass
         yield listener
 
 

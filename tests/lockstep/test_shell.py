@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,7 +24,8 @@ from lockstep.capture.base import Port, PortError
 from lockstep.capture.memory import MemoryPort, pair
 from lockstep.config import Log, Node, Service
 from lockstep.control import ControlError, Listener, request
-from lockstep.link.zmq import LinkError, Receiver, Sender
+from lockstep.link.curve import generate
+from lockstep.link.zmq import Curve, LinkError, Receiver, Sender
 from lockstep.log import configure
 from lockstep.shell import Shell
 from lockstep.streams import EVENTS, CommandError, Core, Cut, Event, Gap, Item, Output
@@ -45,6 +47,7 @@ class FakeCore:
         self.deadline: float | None = None
         self.ticks: list[float] = []
         self.due: list[Output] = []
+        self.when_ticked: Callable[[], object] = lambda: None
         self.lost: list[tuple[str, Batch | Cut]] = []
         self.reloaded: Node | None = None
 
@@ -56,6 +59,7 @@ class FakeCore:
     def tick(self, now: float) -> Iterable[Output]:
         self.ticks.append(now)
         self.deadline = None
+        self.when_ticked()
         return self.due
 
     def next_deadline(self) -> float | None:
@@ -571,6 +575,84 @@ def test_a_core_hears_the_endpoints_of_other_nodes(
     assert here.cores["rewriter"].pushed == [(EVENTS, Event("unprotected", {"key": b"k"}))]
 
 
+# Keys.
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def public(run_dir: Path) -> dict[str, str]:
+    """The public keys of two nodes, whose secrets lie in `run_dir`, and of one that nobody has."""
+    there = {name: generate(run_dir / name) for name in ("a", "b")}
+    return {**there, "nobody": zmq.curve_keypair()[0].decode()}
+
+
+def node_with_keys(run_dir: Path, name: str, peers: list[str], **more: Any) -> Node:
+    return Node.model_validate(
+        {
+            "run_dir": f"{run_dir}/{name}.d",
+            "security": {"secret_key": f"{run_dir}/{name}", "peers": peers},
+            **more,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("peers", "key"), [(["nobody", "b"], "b"), (["b", "nobody"], None)], ids=["named", "first of the peers"]
+)
+def test_a_link_leads_to_the_node_whose_key_it_names_or_to_the_first_of_the_peers(
+    stage: Callable[..., Stage], run_dir: Path, public: dict[str, str], peers: list[str], key: str | None
+) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    far = stage("comparer", node=node_with_keys(run_dir, "b", [public["a"]], links={"primary": endpoint}))
+    link = {"endpoint": endpoint, "key": public[key]} if key else endpoint
+    keys = [public[name] for name in peers]
+    near = stage("mirror", node=node_with_keys(run_dir, "a", keys, links={"primary": link}))
+    near.cores["mirror"].answers["guest"] = lambda item: [("primary", item)]
+    near.far["guest"].write(one("a frame"))
+
+    def arrived() -> object:
+        near.shell.step(0.005)
+        return far.cores["comparer"].pushed
+
+    far.until(arrived)
+    assert far.cores["comparer"].pushed == [("primary", [b"a frame"])]
+
+
+def test_events_of_this_node_over_tcp_are_heard_with_its_own_key(
+    stage: Callable[..., Stage], run_dir: Path, public: dict[str, str]
+) -> None:
+    publish = {"redirector": f"tcp://127.0.0.1:{free_port()}"}
+    node = node_with_keys(run_dir, "b", [public["a"]], publish=publish)
+    redirector, rewriter = stage("redirector", node=node), stage("rewriter", node=node)
+    redirector.cores["redirector"].answers["uplink"] = lambda item: [Event("failover", {"survivor": "secondary"})]
+
+    def heard() -> bool:
+        redirector.far["uplink"].write(one("go"))
+        redirector.shell.step(0.005)
+        return bool(rewriter.cores["rewriter"].pushed)
+
+    rewriter.until(heard)
+
+
+def test_refused_peers_are_counted_in_the_status(
+    stage: Callable[..., Stage], run_dir: Path, public: dict[str, str], context: Context
+) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    here = stage("comparer", node=node_with_keys(run_dir, "b", [public["a"]], links={"primary": endpoint}))
+    secret, stranger = (key for key in reversed(zmq.curve_keypair()))
+    towards = Curve(stranger, secret, public["b"].encode())
+    refused = Sender(context, "primary", endpoint, b"stranger", curve=towards)
+    refused.send(one("x"), 0)
+    here.until(lambda: here.ask("comparer", "status")["refused_peers"] > 0)
+    assert here.cores["comparer"].pushed == []
+
+
 # Beginning and end.
 
 
@@ -660,7 +742,7 @@ def test_a_signal_ends_the_loop_and_closes_everything(stage: Callable[..., Stage
     before = signal.getsignal(number)
     here = stage("mirror")
     here.cores["mirror"].deadline = 0.0
-    here.cores["mirror"].tick = lambda now: os.kill(os.getpid(), number) or []  # type: ignore[method-assign, func-returns-value]
+    here.cores["mirror"].when_ticked = lambda: os.kill(os.getpid(), number)
     here.shell.run()
     assert signal.getsignal(number) is before
     assert here.near["mirror.network"].fileno() == -1
@@ -668,8 +750,10 @@ def test_a_signal_ends_the_loop_and_closes_everything(stage: Callable[..., Stage
 
 def test_a_signal_ends_a_loop_that_waits_for_nothing(stage: Callable[..., Stage]) -> None:
     here = stage("mirror")
-    timer = threading.Timer(0.2, lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM))
-    timer.start()
+    main = threading.get_ident()
+    timer = threading.Timer(0.1, lambda: signal.pthread_kill(main, signal.SIGTERM))
+    here.cores["mirror"].deadline = 0.0
+    here.cores["mirror"].when_ticked = timer.start  # in the loop, so whoever gets the signal is there
     here.shell.run()
     timer.join()
     assert here.shell.stopping

@@ -22,7 +22,7 @@ from scenarios.traffic import (
     ask,
     assert_protected,
     connect,
-    end,
+    fail_over,
     replicated,
     settled,
     show,
@@ -38,13 +38,6 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 def stage(tmp_path: Path) -> Iterator[Stage]:
     with Stage(keep_logs=tmp_path) as stage:
         yield stage
-
-
-def fail_over(stage: Stage, *guests: Program) -> None:
-    """Kill the mirror, then the primary's programs, so that no FIN of theirs gets through; the secondary takes over."""
-    stage.services["mirror"].kill()
-    end(*guests)
-    assert stage.failover(timeout=LONG)["survivor"] == "secondary"
 
 
 @pytest.mark.parametrize("opened_by", ["client", "guest"])

@@ -51,7 +51,10 @@ http {{
     access_log off; keepalive_requests 10000; sendfile on; default_type application/octet-stream;
     client_body_temp_path {own}/body; proxy_temp_path {own}/proxy; fastcgi_temp_path {own}/fastcgi;
     scgi_temp_path {own}/scgi; uwsgi_temp_path {own}/uwsgi;
-    server {{ listen 80; listen [::]:80; root {docroot}; }}
+    server {{
+        listen 80; listen [::]:80; root {docroot};
+        location /differs/ {{ alias {docroot}/; add_header X-Replica {replica}; }}
+    }}
 }}
 """
 
@@ -79,16 +82,16 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stage, Docro
     for replica in ("primary", "secondary"):
         own = folder / replica
         own.mkdir()
-        (own / "nginx.conf").write_text(NGINX.format(own=own, docroot=docroot.path))
+        (own / "nginx.conf").write_text(NGINX.format(own=own, docroot=docroot.path, replica=replica))
         argv.append(["nginx", "-p", own, "-c", own / "nginx.conf"])
     with Stage(keep_logs=folder) as stage, replicated(stage, *argv, port=80, stderr=subprocess.DEVNULL):
         yield stage, docroot
 
 
-def curl(stage: Stage, names: list[str], into: Path) -> tuple[dict[str, str], int]:
+def curl(stage: Stage, names: list[str], into: Path, folder: str = "") -> tuple[dict[str, str], int]:
     """Fetch files over as few connections as curl likes: SHA-256 by name, and how many connections it took."""
     into.mkdir(exist_ok=True)
-    transfers = [f'url = "http://{GUEST}/{name}"\noutput = "{into / name}"\n' for name in names]
+    transfers = [f'url = "http://{GUEST}/{folder}{name}"\noutput = "{into / name}"\n' for name in names]
     config = into / "curl.conf"
     config.write_text("".join(transfers))
     shown = ["--silent", "--show-error", "--fail", "--max-time", "60", "--write-out", "%{http_code} %{num_connects}\n"]
@@ -115,6 +118,17 @@ def test_keep_alive(web: tuple[Stage, Docroot], tmp_path: Path) -> None:
     """25 requests on one connection succeed, and nobody has to connect again after a divergence."""
     stage, docroot = web
     assert curl(stage, list(docroot.digests), tmp_path) == (docroot.digests, 1)
+
+
+@pytest.mark.needs("nginx", "curl")
+def test_answers_that_differ(web: tuple[Stage, Docroot], tmp_path: Path) -> None:
+    """Where the replicas say different things, at different length, each request gets the primary's answer."""
+    stage, docroot = web
+    before = settled(stage)["divergences"]
+    for name in list(docroot.digests)[:5]:
+        assert curl(stage, [name], tmp_path, "differs/") == ({name: docroot.digests[name]}, 1)
+    assert curl(stage, list(docroot.digests), tmp_path, "differs/") == (docroot.digests, 1)
+    assert settled(stage)["divergences"] - before == 6  # one a connection
 
 
 @pytest.mark.needs("nginx", "curl")

@@ -6,7 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from scenarios.traffic import LONG, MIB, PRIMARY, Transfer, answerers, ask, connect, counters, end, settled, show
+from scenarios.traffic import (
+    LONG,
+    MIB,
+    PRIMARY,
+    SECONDARY,
+    Transfer,
+    answerers,
+    ask,
+    connect,
+    counters,
+    end,
+    fail_over,
+    settled,
+    show,
+)
 
 from lockstep import control
 from lockstep.demo.stage import NODES, Stage
@@ -26,7 +40,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 @pytest.mark.parametrize("direction", ["download", "upload"])
 @pytest.mark.parametrize("name", sorted(NODES))
 def test_service_killed_and_restarted(stage: Stage, name: str, direction: str) -> None:
-    """The transfer ends whole, and a new connection is compared again."""
+    """The transfer ends whole; a new connection is compared again, and goes on from the secondary after a failover."""
     with Transfer(stage, direction, SIZE) as transfer:
         transfer.until(SIZE // 4)
         stage.services[name].kill()
@@ -39,13 +53,13 @@ def test_service_killed_and_restarted(stage: Stage, name: str, direction: str) -
         longest_pause_ms=round(result["longest_pause_ms"]), divergences=counted["divergences"],
         gaps=counted["gaps_primary"] + counted["gaps_secondary"],
     )  # fmt: skip
-    with answerers(stage), connect(stage, 7) as connection:
+    with answerers(stage) as guests, connect(stage, 7) as connection:
         assert [ask(connection, str(number)) for number in range(100)] == [str(number) for number in range(100)]
-    after = settled(stage)
-    assert (after["divergences"], after["unprotected_flows"]) == (
-        counted["divergences"],
-        counted["unprotected_flows"],
-    ), stage.status("comparer")["divergences"]
+        after = settled(stage)
+        for name in ("divergences", "unprotected_flows"):
+            assert after[name] == counted[name], stage.status("comparer")["divergences"]
+        fail_over(stage, guests[0])
+        assert ask(connection, "who") == SECONDARY
 
 
 @pytest.mark.parametrize("direction", ["download", "upload"])

@@ -245,7 +245,9 @@ def test_the_examples_join_three_nodes_over_curve_and_the_secondary_takes_over(s
     with supervised_examples(stage, run_dir) as supervisors:
 
         def primary_dies() -> None:
-            status = json.loads(supervisors["comparer"].lockstep("status", "--json").stdout)["comparer"]
+            answer = supervisors["comparer"].lockstep("status", "--json")
+            assert answer.returncode == exits.OK, answer.stdout + answer.stderr
+            status = json.loads(answer.stdout)["comparer"]
             assert status["divergences"] == []
             assert status["counters"]["released"] > status["counters"]["unchecked"]
             supervisors["mirror"].process.kill()

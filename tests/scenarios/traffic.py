@@ -171,6 +171,13 @@ def ask(connection: socket.socket, line: str) -> str:
     return answer.decode().removesuffix("\n")
 
 
+def fail_over(stage: Stage, *guests: Program) -> None:
+    """Kill the mirror, then the primary's programs, so that no FIN of theirs gets through; the secondary takes over."""
+    stage.services["mirror"].kill()
+    end(*guests)
+    assert stage.failover(timeout=LONG)["survivor"] == "secondary"
+
+
 def counters(stage: Stage, service: str = "comparer") -> dict[str, int]:
     """What a service has counted."""
     counted: dict[str, int] = stage.status(service, timeout=LONG)["counters"]

@@ -86,12 +86,16 @@ def view(record: Record) -> View | None:
             return None
         fragment = bool(place)
     elif kind == b"\x86\xdd" and len(data) >= at + 40 and data[at] >> 4 == 6:
-        l4, end, protocol, fragment = (
-            at + 40,
-            at + 40 + int.from_bytes(data[at + 4 : at + 6], "big"),
-            data[at + 6],
-            False,
-        )
+        l4, end, protocol, fragment = at + 40, at + 40 + int.from_bytes(data[at + 4 : at + 6], "big"), data[at + 6], False
+        if end == at + 40:  # 0 by offload
+            end = max(record.original, len(data))
+        while protocol in (0, 43, 44, 60) and l4 + 8 <= min(len(data), end):
+            if protocol == 44:
+                if data[l4 + 2 : l4 + 4] != b"\0\0":
+                    return None
+                protocol, l4 = data[l4], l4 + 8
+            else:
+                protocol, l4 = data[l4], l4 + (data[l4 + 1] + 1) * 8
     else:
         return None
     if protocol == 6 and min(len(data), end) >= l4 + 20:

@@ -28,8 +28,9 @@ distances = st.integers(-(2**31) + 1, 2**31 - 1)
         (5, 0xFFFFFFFB, 10),
     ],
 )
-def test_the_distance_is_signed_and_takes_the_shorter_way(a: int, b: int, distance: int) -> None:
+def test_the_distance_is_signed_the_shorter_way_round_and_order_is_its_sign(a: int, b: int, distance: int) -> None:
     assert diff(a, b) == distance
+    assert (lt(a, b), le(a, b)) == (distance < 0, distance <= 0)
 
 
 @given(numbers, distances)

@@ -11,7 +11,7 @@ from impacket import ImpactPacket
 from impacket.ImpactDecoder import EthDecoder
 from packets import segment
 
-from lockstep.wire.tcp import find_options, has_option, options_signature, stripped
+from lockstep.wire.tcp import find_options, has_option, options_signature, stripped, window_scale
 
 NOP, END = b"\1", b"\0"
 MSS, WINDOW_SCALE, SACK_PERMITTED = b"\2\4\5\xb4", b"\3\3\7", b"\4\2"
@@ -136,6 +136,25 @@ def test_impacket_reads_the_same_timestamps() -> None:
     ]
     at = find_options(data, 54, 66)[0]
     assert struct.unpack(">II", data[at + 2 : at + 10]) == (theirs.get_ts(), theirs.get_ts_echo())
+
+
+@pytest.mark.parametrize(
+    ("options", "shift"),
+    [
+        (b"", 0),
+        (MSS + NOP + WINDOW_SCALE, 7),
+        (b"\3\3\0", 0),
+        (b"\3\3\x0e", 14),
+        (b"\3\3\x0f", 14),  # RFC 7323 §2.3: use 14 instead
+        (b"\3\3\xff", 14),
+        (b"\3\3", 0),
+        (b"\3\4\7\7" + WINDOW_SCALE, 7),
+        (b"\3\3\2" + WINDOW_SCALE, 2),
+        (END + WINDOW_SCALE, 0),
+    ],
+)
+def test_a_window_is_scaled_by_14_bits_at_most(options: bytes, shift: int) -> None:
+    assert window_scale(b"\3\3\5" + options + b"\3\3\5", 3, 3 + len(options)) == shift
 
 
 def signature(options: bytes) -> bytes:

@@ -750,6 +750,20 @@ def test_each_refusal_is_proven_by_one_of_its_own() -> None:
     assert sides.secondary(first) == [first]
 
 
+def test_a_head_that_the_primary_itself_goes_back_behind_is_dropped() -> None:
+    """A comparer that restarted has lost what the secondary said; both repeat from the client's last ack on."""
+    sides = Sides()
+    ahead, back = data(5000, b"ahead"), data(2000, b"back")
+    sides.primary(ahead, data(5005, b"more"), back)
+    sides.secondary(data(2000, b"back"))
+    assert sides.wait(0.05) == []
+    assert sides.wait(0.06) == [back]
+    assert sides.core.counters["dropped_overtaken"] == 2
+    sides.secondary(data(2004, bytes(2996) + b"aheadmore"))
+    assert sides.primary(ahead) == [ahead]
+    assert sides.conserved()
+
+
 def test_a_repetition_that_is_half_forgotten_is_stale_too(sides: Sides) -> None:
     sides.secondary(data(0, b"hello"))
     sides.primary(data(0, b"hello"))

@@ -1,0 +1,54 @@
+"""The table of what is joined to what: it is the picture of docs/design.md, and nothing hangs loose in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import get_args
+
+from lockstep.config import Service, Stream
+from lockstep.streams import STREAMS
+from lockstep.wiring import LOCAL, SERVICES
+
+
+def test_every_stream_is_given_by_one_service_and_taken_by_one() -> None:
+    assert Counter(stream for wiring in SERVICES.values() for stream in wiring.gives) == Counter(STREAMS)
+    assert Counter(stream for wiring in SERVICES.values() for stream in wiring.takes) == Counter(STREAMS)
+
+
+def test_the_streams_go_as_in_the_picture() -> None:
+    ways = {
+        stream: (giver, taker)
+        for giver, given in SERVICES.items()
+        for taker, taken in SERVICES.items()
+        for stream in set(given.gives) & set(taken.takes)
+    }
+    assert ways == {
+        "ingress": ("mirror", "redirector"),
+        "to_guest": ("redirector", "rewriter"),
+        "from_guest": ("rewriter", "redirector"),
+        "primary": ("mirror", "comparer"),
+        "secondary": ("redirector", "comparer"),
+        "released": ("comparer", "mirror"),
+    }
+
+
+def test_the_ports_are_as_in_the_picture() -> None:
+    assert {name: wiring.ports for name, wiring in SERVICES.items()} == {
+        "mirror": ("network", "guest"),
+        "redirector": ("uplink",),
+        "rewriter": ("guest",),
+        "comparer": (),
+    }
+
+
+def test_local_streams_are_those_between_the_secondary_nodes_services() -> None:
+    assert set(LOCAL) == {"to_guest", "from_guest"}
+
+
+def test_a_configuration_can_name_every_service_and_every_stream() -> None:
+    assert set(get_args(Service)) == set(SERVICES)
+    assert set(get_args(Stream)) == set(STREAMS)
+
+
+def test_who_is_heard_exists() -> None:
+    assert {other for wiring in SERVICES.values() for other in wiring.hears} <= set(SERVICES)
