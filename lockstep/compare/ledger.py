@@ -17,6 +17,7 @@ Numbers are plain integers below 2**32 and never wrap in here: a piece that cros
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 
@@ -29,9 +30,11 @@ HISTORY = 512 << 10
 MOST_SETTLED = 512
 #: Pending pieces that contradict another: beyond this nothing is to be hoped for.
 MOST_CONTRADICTIONS = 1024
-MOST_LAYERS = 16
+MOST_LAYERS = 8
 #: Retransmissions whose frames are remembered, at least; twice as many at most.
 MOST_AGAIN = 32
+
+_ZEROS = re.compile(rb"\0+")
 
 #: What of a ledger a piece is held against: bytes of either file; what its own file has said; holes of the
 #: other file, and anything of the other file, that are pending.
@@ -210,15 +213,23 @@ class Ledger:
 
     def _place(self, side: int, said: Piece, start: int, end: int) -> None:
         """Put what is new where a layer has room for it."""
-        todo = [(start, end)]
+        todo = self._placed(side, said, [(start, end)])
+        if todo and len(self._layers) >= MOST_LAYERS:
+            self.forget(0, 0)
+            todo = self._placed(side, said, todo)
+        if todo:
+            layer = _Layer()
+            self._layers.append(layer)
+            for low, high in todo:
+                layer.put(self._pending(layer, side, said, low, high))
+
+    def _placed(self, side: int, said: Piece, todo: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Fill the gaps of each layer; what finds none."""
         for layer in self._layers:
             todo = [rest for low, high in todo for rest in self._place_in(layer, side, said, low, high)]
             if not todo:
-                return
-        layer = _Layer()
-        self._layers.append(layer)
-        for low, high in todo:
-            layer.put(self._pending(layer, side, said, low, high))
+                break
+        return todo
 
     def _place_in(self, layer: _Layer, side: int, said: Piece, start: int, end: int) -> list[tuple[int, int]]:
         """Fill the gaps of a layer; what of `start` to `end` is taken there."""
@@ -343,8 +354,9 @@ def _agreeing(side: int, said: Piece, piece: Piece, start: int, end: int, agains
             return []
         if mine == theirs:
             return [(start, end)]
-        differing = [(at, at + 1) for at, (a, b) in enumerate(zip(mine, theirs, strict=True), start) if a != b]
-        return _between(differing, start, end)
+        difference = int.from_bytes(mine, "big") ^ int.from_bytes(theirs, "big")
+        equal = _ZEROS.finditer(difference.to_bytes(end - start, "big"))
+        return [(start + run.start(), start + run.end()) for run in equal]
     if against == _OWN:
         agrees = bool(piece.frames[side])
     else:

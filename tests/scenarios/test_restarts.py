@@ -25,9 +25,11 @@ from scenarios.traffic import (
 from lockstep import control
 from lockstep.demo.stage import NODES, Stage
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
 SIZE = 256 * MIB
+#: What a guest sends while its device has nobody at the other end is lost, and its time-out doubles each time.
+PATIENCE = 3 * LONG
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 @pytest.mark.parametrize("name", sorted(NODES))
 def test_service_killed_and_restarted(stage: Stage, name: str, direction: str) -> None:
     """The transfer ends whole; a new connection is compared again, and goes on from the secondary after a failover."""
-    with Transfer(stage, direction, SIZE) as transfer:
+    with Transfer(stage, direction, SIZE, give_up=PATIENCE) as transfer:
         transfer.until(SIZE // 4)
         stage.services[name].kill()
         assert transfer.running()
@@ -56,8 +58,8 @@ def test_service_killed_and_restarted(stage: Stage, name: str, direction: str) -
     with answerers(stage) as guests, connect(stage, 7) as connection:
         assert [ask(connection, str(number)) for number in range(100)] == [str(number) for number in range(100)]
         after = settled(stage)
-        for name in ("divergences", "unprotected_flows"):
-            assert after[name] == counted[name], stage.status("comparer")["divergences"]
+        for figure in ("divergences", "unprotected_flows"):
+            assert after[figure] == counted[figure], stage.status("comparer")["divergences"]
         fail_over(stage, guests[0])
         assert ask(connection, "who") == SECONDARY
 
@@ -65,7 +67,7 @@ def test_service_killed_and_restarted(stage: Stage, name: str, direction: str) -
 @pytest.mark.parametrize("direction", ["download", "upload"])
 def test_secondary_node_lost(stage: Stage, direction: str) -> None:
     """Redirector, rewriter and secondary guest die at once; told so, the comparer lets the primary go on alone."""
-    with Transfer(stage, direction, SIZE) as transfer:
+    with Transfer(stage, direction, SIZE, give_up=PATIENCE) as transfer:
         transfer.until(SIZE // 4)
         stage.services["redirector"].kill()
         stage.services["rewriter"].kill()

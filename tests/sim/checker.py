@@ -155,7 +155,6 @@ class Checker:
         self.last_syn: dict[Flow, bytes] = {}
         #: Of each flow the number behind the last byte that left.
         self.front: dict[Flow, int] = {}
-        self.lowered_fins: set[str] = set()
         self.told: dict[Flow, int] = {}
         self.voices: set[bytes] = set()
         self.alone = False
@@ -228,7 +227,9 @@ class Checker:
             raise Violation(5, f"the {host} on connection {label}: {what}")
 
     def _is_loose(self, label: int) -> bool:
-        return any(life.label == label and key in self.loose for key, all_ in self.lives["secondary"].items() for life in all_)
+        return any(
+            life.label == label and key in self.loose for key, all_ in self.lives["secondary"].items() for life in all_
+        )
 
     # --- what happens to processes
 
@@ -319,7 +320,9 @@ class Checker:
                     raise Violation(3, "the mirror sends something else than what was released")
             if isinstance(said, tuple):
                 for raw in said[2]:
-                    self._find(self.to_mirror, (raw, said[0]), "the mirror sent a frame that the comparer did not release")
+                    self._find(
+                        self.to_mirror, (raw, said[0]), "the mirror sent a frame that the comparer did not release"
+                    )
         elif any(where == "network" for where, _ in out):
             raise Violation(1, f"the mirror sent frames on {what}")
         if out and self.primary_dead:
@@ -385,7 +388,11 @@ class Checker:
             if what == "guest":
                 self._secondary_says(p)
             q = self.reader.read(given[at][1], given[at][0]) if at < len(given) else None
-            if q is None or given[at][0] != vnet or not _same_but_numbers(p, raw, q, given[at][1], vnet, what == "guest"):
+            if (
+                q is None
+                or given[at][0] != vnet
+                or not _same_but_numbers(p, raw, q, given[at][1], vnet, what == "guest")
+            ):
                 if self.speaking and p.kind == "tcp":
                     continue  # replaced by resets, which are looked at below
                 raise Violation(5, f"the rewriter changed, dropped or added a frame on {what}: {p}")
@@ -455,6 +462,9 @@ class Checker:
             learned = self.learned[key] = newest
             newest.waiting = False
             newest.shift = None
+        refused = p.flags & RST and newest is not None and newest.waiting and q.ack == (newest.iss + 1) & MASK
+        if refused and not any(flags & ACK for flags, _, _ in newest.syns):
+            return  # the answer to the primary's SYN was made one to the secondary's
         self._constant(key, moved, learned, "ack")
         for (a, b), (c, d) in zip(p.sack, q.sack, strict=True):
             if (a - c) & MASK != moved or (b - d) & MASK != moved:
@@ -566,7 +576,9 @@ class Checker:
 
     def _goes_in(self, said: Any) -> None:
         for raw in said[2]:
-            sent = self._find(self.to_comparer, (raw, said[0]), "the comparer was given a frame that the mirror did not send")
+            sent = self._find(
+                self.to_comparer, (raw, said[0]), "the comparer was given a frame that the mirror did not send"
+            )
             p = self.reader.read(raw, said[0])
             self.taken_in += 1
             entry = Entry(raw, said[0], p, sent[2], self.now)
@@ -586,7 +598,8 @@ class Checker:
         ends = [_address(p.source), _address(p.destination)]
         if p.kind in ("tcp", "udp"):
             ends = [
-                f"{f'[{end}]' if p.version == 6 else end}:{port}" for end, port in zip(ends, (p.sport, p.dport), strict=True)
+                f"{f'[{end}]' if p.version == 6 else end}:{port}"
+                for end, port in zip(ends, (p.sport, p.dport), strict=True)
             ]
         return " ".join(ends)
 
@@ -620,7 +633,12 @@ class Checker:
         name, reason = f"{report['protocol']} {report['flow']}", report["reason"]
         self.divergences.append((self.now, report))
         evicted = self.scenario.limited
-        if name in self.diverged and report["protocol"] == "tcp" and not evicted and self.scenario.on_divergence != "unprotect":
+        if (
+            name in self.diverged
+            and report["protocol"] == "tcp"
+            and not evicted
+            and self.scenario.on_divergence != "unprotect"
+        ):
             raise Violation(10, f"{name} was reported twice in one epoch")
         self.diverged[name] = reason
         s = self.scenario
@@ -629,11 +647,22 @@ class Checker:
             return
         if reason in HARD and not self._offsets_doubtful():
             raise Violation(10, f"equal guests, and {name} diverges: {report}")
-        if any(name.endswith(self._name_of((p.version, p.port, p.service))) for p in s.plans if p.shape == "client_aborts"):
+        if any(
+            name.endswith(self._name_of((p.version, p.port, p.service))) for p in s.plans if p.shape == "client_aborts"
+        ):
             return  # what the secondary had not yet said when the client's RST came, nobody will say
+        if "fin_blocks" in self.excused and self._fin_waits(report["flow"]):
+            return
         patient = s.compare_timeout >= (FOREVER if s.one_sided or s.failover is not None else 1.0)
         if reason not in HARD and patient and not s.limited:
             raise Violation(10, f"equal guests, nothing lost on one side, and {name} waits in vain: {report}")
+
+    def _fin_waits(self, name: str) -> bool:
+        return any(
+            entry.packet.kind == "tcp" and entry.packet.flags & FIN and self._name(entry.packet) == name
+            for entries in self.inside.values()
+            for entry in entries
+        )
 
     def _offsets_doubtful(self) -> bool:
         """The rewriter may not know the distances: it is new, or never heard of the last commit."""
@@ -644,7 +673,7 @@ class Checker:
     def _comes_out(self, raw: bytes, vnet: int) -> None:
         p = self.reader.read(raw, vnet)
         self._left(p, raw, vnet)
-        if p.kind == "tcp" and not p.flags & RST:
+        if p.kind == "tcp" and not p.flags & RST and (p.payload or p.flags & SYN):
             end = (p.seq + len(p.payload) + bool(p.flags & SYN)) & MASK
             front = self.front.get(p.flow)
             if front is None or p.flags & SYN or distance(end, front) > 0:
@@ -709,7 +738,7 @@ class Checker:
                 if p.window < entry.packet.window:
                     self.lowered[p.flow] = p
                 if p.flags & FIN and p.ack != entry.packet.ack:
-                    self.lowered_fins.add(self._name(p))
+                    raise Violation(2, f"a FIN left with a lowered ack: the client's answer closes the primary: {p}")
                 return entry, p
         if changed is not None:
             raise Violation(5, f"the checksum was {changed.checksum} and became {p.checksum}: {p}")
@@ -766,7 +795,9 @@ class Checker:
         if p.payload and place >= 0:
             missing = life.has_said(place, p.payload)
             if missing is not None:
-                raise Violation(1, f"connection {life.label}: byte {missing} left and the secondary has not said it: {p}")
+                raise Violation(
+                    1, f"connection {life.label}: byte {missing} left and the secondary has not said it: {p}"
+                )
         if p.flags & FIN:
             at = place + len(p.payload)
             if at not in life.fins and at not in life.covered_fins:
@@ -789,7 +820,7 @@ class Checker:
             life = self._counterpart(primary, self.lives["secondary"])
         if life is not None and p.flags & ACK and (p.seq, p.ack) not in said:
             self._proven_ack(p, life)
-        elif p.flags & ACK and (p.seq, p.ack) not in said and "stale_reset" not in self.excused:
+        elif p.flags & ACK and (p.seq, p.ack) not in said:
             raise Violation(2, f"a RST left with an ack that the secondary has not said: {p}, it has said {said}")
 
     # --- counters and limits
@@ -841,8 +872,6 @@ class Checker:
         reported = any(report["flow"] == name for _, report in self.divergences)
         if s.on_divergence == "hold" and reported:
             return "held"
-        if name in self.lowered_fins and "lowered_fin" in self.excused:
-            return "a FIN left with a lowered ack"
         if s.limited:
             flood = [at for at, kind, _ in s.client_agenda if kind == "flood"]
             if not flood or self.client_got.get(number, FOREVER) > min(flood):
@@ -854,6 +883,8 @@ class Checker:
                 return "the rewriter is newer than the connection"
         if plan.shape == "guest_aborts" and world.ended(number) is None:
             return "a RST is never repeated"
+        if s.compare_timeout == FOREVER and "fin_blocks" in self.excused and self._fin_waits(name):
+            return "a FIN waits for an ack"
         if s.compare_timeout == FOREVER and s.one_sided:
             if any(p.port == plan.port and p is not plan for p in s.plans) or plan.fate != COMPLETE:
                 return "a reset that one guest has not seen, and nobody's patience ends"
@@ -868,7 +899,13 @@ class Checker:
         s = self.scenario
         if any(plan.shape == "client_aborts" for plan in s.plans) or s.compare_timeout < 1.0:
             return
-        if s.differs or s.one_sided or s.limited or s.failover is not None or any(k == "raw" for _, _, k, _ in s.guest_agenda):
+        if (
+            s.differs
+            or s.one_sided
+            or s.limited
+            or s.failover is not None
+            or any(k == "raw" for _, _, k, _ in s.guest_agenda)
+        ):
             return
         core = world._of["comparer"].cores["comparer"]
         held = core.status()["held"]

@@ -88,7 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 break
         if time.monotonic() - told > 5:
             told = time.monotonic()
-            print(f"{passed + failed} seeds, {failed} failed, {(passed + failed) / (told - began):.0f} a second", flush=True)
+            print(
+                f"{passed + failed} seeds, {failed} failed, {(passed + failed) / (told - began):.0f} a second",
+                flush=True,
+            )
     print(f"{passed} passed, {failed} failed")
     return 1 if failed else 0
 

@@ -6,6 +6,5 @@ when its fault is mended.
 """
 
 KNOWN: dict[str, str] = {
-    "lowered_fin": "a FIN leaves with a lowered ack, and the primary closes before the client's last bytes are acknowledged",
-    "stale_reset": "a RST is proven by an older one with the same seq (0, in answers to SYNs)",
+    "fin_blocks": "a FIN whose ack is ahead holds back the secondary's own acks and its open window",
 }

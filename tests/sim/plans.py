@@ -19,7 +19,7 @@ COMPLETE, RESET, REFUSED = "complete", "reset", "refused"
 
 SHAPES = (
     "download", "download", "upload", "upload", "requests", "requests", "banner", "both", "guest_opens", "guest_opens",
-    "half_close", "client_aborts", "guest_aborts", "refused", "idle",
+    "half_close", "client_aborts", "guest_aborts", "refused", "guest_refused", "idle",
 )  # fmt: skip
 
 
@@ -110,6 +110,8 @@ def scripts(shape: str, chance: random.Random, big: int) -> tuple[Script, Script
         return client, guest, "client", RESET
     if shape == "refused":
         return (("send", small),), (), "client", REFUSED
+    if shape == "guest_refused":
+        return (), (("send", small),), "guest", REFUSED
     raise AssertionError(shape)
 
 

@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass, field, fields
 
 from sim.host import GUEST_PORTS, LONG_PORT, UDP_PORTS, Habits
-from sim.plans import SHAPES, Plan, said_by, scripts
+from sim.plans import REFUSED, SHAPES, Plan, said_by, scripts
 from sim.wire import Offload
 
 #: No frame waits for so long: with it, every wait for the secondary must end by itself.
@@ -217,7 +217,9 @@ def _one_sided_faults(s: Scenario, chance: random.Random, maybe: object) -> None
     if chance.random() < 0.25:
         for _ in range(chance.randint(1, 3)):
             begin = chance.uniform(0.1, 2.0)
-            s.deaf.append((chance.choice(("primary", "secondary", "secondary")), begin, begin + chance.uniform(0.02, 0.6)))
+            s.deaf.append(
+                (chance.choice(("primary", "secondary", "secondary")), begin, begin + chance.uniform(0.02, 0.6))
+            )
     for stream in s.links:
         if chance.random() < 0.15:
             begin = chance.uniform(0.1, 2.0)
@@ -276,7 +278,7 @@ def _plan(
 ) -> Plan:
     client, guest, opener, fate = scripts(shape, chance, big)
     if opener == "guest":
-        port, service = chance.choice(range(9000, 9010)), 50000 + number
+        port, service = 8999 if fate == REFUSED else chance.choice(range(9000, 9010)), 50000 + number
     if shape == "refused":
         service = 79
     return Plan(
@@ -307,7 +309,9 @@ def _flood(s: Scenario, chance: random.Random) -> None:
 def _noise(s: Scenario, chance: random.Random) -> None:
     """Frames that make no sense, of the client and of the primary alone."""
     for index in range(chance.randint(1, 8)):
-        raw = bytearray(chance.randbytes(12) + chance.choice((b"\x08\0", b"\x86\xdd", b"\x81\0", b"\x08\x06", b"\x88\xb5")))
+        raw = bytearray(
+            chance.randbytes(12) + chance.choice((b"\x08\0", b"\x86\xdd", b"\x81\0", b"\x08\x06", b"\x88\xb5"))
+        )
         raw += chance.randbytes(chance.randint(0, 90))
         if len(raw) > 15 and chance.random() < 0.6:
             raw[14] = 0x45 if raw[12:14] == b"\x08\0" else 0x60

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from sim import cli, scenario
-from sim.checker import Violation
-from sim.conftest import USUAL
-from sim.world import World
 
 from lockstep.batch import Batch
 from services.comparer.core import Core as Comparer
 from services.redirector.core import Core as Redirector
+from sim import cli, scenario
+from sim.checker import Violation
+from sim.conftest import USUAL
+from sim.world import World
 
 
 def test_seeds_hold(request: pytest.FixtureRequest) -> None:

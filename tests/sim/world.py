@@ -18,12 +18,6 @@ from collections.abc import Callable
 from typing import Any
 
 import zmq
-from sim.checker import Checker, Violation
-from sim.host import Host
-from sim.known import KNOWN
-from sim.plans import REFUSED, RESET, Plans
-from sim.scenario import CALM, END, Scenario, Way
-from sim.wire import Link, Reader
 
 from lockstep.batch import Batch
 from lockstep.config import Node
@@ -31,6 +25,12 @@ from lockstep.link import zmq as links
 from lockstep.service import core_of
 from lockstep.streams import EVENTS, FROM_GUEST, GUEST, NETWORK, UPLINK, Core, Cut, Event, Gap, Item
 from lockstep.wiring import SERVICES
+from sim.checker import Checker, Violation
+from sim.host import Host
+from sim.known import KNOWN
+from sim.plans import REFUSED, RESET, Plans
+from sim.scenario import CALM, END, Scenario, Way
+from sim.wire import Link, Reader
 
 CLIENT_MAC, GUEST_MAC = bytes.fromhex("525400000001"), bytes.fromhex("525400000002")
 CLIENT = {4: bytes((10, 77, 0, 1)), 6: bytes.fromhex("fd77" + "00" * 13 + "01")}

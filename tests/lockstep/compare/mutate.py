@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import ipaddress
+import itertools
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -86,7 +87,12 @@ def view(record: Record) -> View | None:
             return None
         fragment = bool(place)
     elif kind == b"\x86\xdd" and len(data) >= at + 40 and data[at] >> 4 == 6:
-        l4, end, protocol, fragment = at + 40, at + 40 + int.from_bytes(data[at + 4 : at + 6], "big"), data[at + 6], False
+        l4, end, protocol, fragment = (
+            at + 40,
+            at + 40 + int.from_bytes(data[at + 4 : at + 6], "big"),
+            data[at + 6],
+            False,
+        )
         if end == at + 40:  # 0 by offload
             end = max(record.original, len(data))
         while protocol in (0, 43, 44, 60) and l4 + 8 <= min(len(data), end):
@@ -172,7 +178,7 @@ def recut(records: Iterable[Record], random: Random, *, often: float = 0.5) -> l
             out.append(record)
             continue
         cuts = sorted({0, size, *(random.randrange(1, size) for _ in range(random.randint(1, 3)))})
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in itertools.pairwise(cuts):
             data = bytearray(record.data[: v.payload] + record.data[v.payload + start : v.payload + end])
             struct.pack_into(">I", data, v.l4 + 4, (seq + start) & MASK)
             if end != size:
