@@ -128,9 +128,13 @@ class Shell:
             self._stack.callback(server.close)
             self._servers[service] = server
             self._watch(server.socket, self._control_act(service, server))
-            heard = [configuration.reachable(node.events_endpoint(other)) for other in SERVICES[service].hears]
-            if heard:
-                listener = Listener(context, [*heard, *node.events], self._towards(curve, None))
+            # Those in this shell are heard without a socket; those of this node have this node's key.
+            here = [other for other in SERVICES[service].hears if other not in self._cores]
+            local = [configuration.reachable(node.events_endpoint(other)) for other in here]
+            remote = list(node.events) if SERVICES[service].hears else []
+            own = None if curve is None else Curve(curve.public, curve.secret, curve.public)
+            for endpoints, there in ((local, own), (remote, self._towards(curve, None))):
+                listener = Listener(context, endpoints, there)
                 self._stack.callback(listener.close)
                 for socket in listener.sockets:
                     self._watch(socket, self._event_act(service, listener, socket))

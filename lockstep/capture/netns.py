@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ def entered(netns: str | None, setting: str) -> Iterator[None]:
     path = namespace_path(netns)
     try:
         target = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise PortPermissionError(f"{setting}.netns = {netns}: {path}: {error.strerror}; run as root") from error
     except OSError as error:
         way_out = "name an existing one (`ip netns list`), a path or a pid"
         raise PortError(f"{setting}.netns = {netns}: {path}: {error.strerror}; {way_out}") from error
@@ -49,4 +52,6 @@ def entered(netns: str | None, setting: str) -> Iterator[None]:
 def _setns(descriptor: int, what: str) -> None:
     if _libc.setns(descriptor, CLONE_NEWNET):
         code = ctypes.get_errno()
+        if code != errno.EPERM:
+            raise PortError(f"{what}: {os.strerror(code)}; that is no network namespace")
         raise PortPermissionError(f"{what}: {os.strerror(code)}; entering needs CAP_SYS_ADMIN (run as root)")

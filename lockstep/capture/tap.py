@@ -46,7 +46,11 @@ class TapPort(Port):
         self._fd = -1
         with entered(netns, name):
             self._fd = _open(name, device, netns)
-            _bring_up(name, device, mtu)
+            try:
+                _bring_up(name, device, mtu)
+            except PortError:
+                self.close()
+                raise
         self._buffer = bytearray(MAX_BATCH + _SLOT)
         self._view = memoryview(self._buffer)
 
@@ -65,8 +69,12 @@ class TapPort(Port):
             except BlockingIOError:
                 break
             except OSError as error:
-                if error.errno in (errno.EIO, errno.EBADFD):  # the device is down, or was deleted
+                if error.errno == errno.EIO:  # the device is down
                     break
+                if error.errno == errno.EBADFD:
+                    raise PortError(
+                        f"{self.name}: its device was deleted; make it again and start the service"
+                    ) from error
                 raise
             if size <= VNET:
                 continue
@@ -80,13 +88,14 @@ class TapPort(Port):
         """Give the frames to the kernel, in order."""
         batch = convert(batch, VNET)
         view, fd = memoryview(batch.data), self._fd
-        sent = 0
+        sent = sent_bytes = 0
         start = 0
         for length in batch.lengths:
             end = start + length
             try:
                 os.write(fd, view[start:end])
                 sent += 1
+                sent_bytes += length
             except OSError as error:
                 # Full, down, or a virtio-net header the kernel refuses: this frame is lost, as on a wire.
                 if error.errno not in (
@@ -101,7 +110,7 @@ class TapPort(Port):
                     raise
             start = end
         self.counters["frames_out"] += sent
-        self.counters["bytes_out"] += len(batch.data)
+        self.counters["bytes_out"] += sent_bytes
         self.counters["dropped_out"] += len(batch.lengths) - sent
 
     def close(self) -> None:

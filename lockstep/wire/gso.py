@@ -23,6 +23,11 @@ def segment_size(data: bytes, size: int) -> int:
     return data[4] | data[5] << 8
 
 
+def cuttable(data: bytes, size: int) -> int:
+    """1 if a plain segment can be cut at any byte, since its checksum is partial; else 0."""
+    return 1 if size and data[0] & vnet.NEEDS_CSUM and data[1] == vnet.GSO_NONE else 0
+
+
 def split(f: Frame, data: bytes, size: int, at: int) -> tuple[bytes, bytes]:
     """Two frames that say what the super-frame `data` says: its first `at` bytes of payload, and the rest.
 
@@ -33,14 +38,14 @@ def split(f: Frame, data: bytes, size: int, at: int) -> tuple[bytes, bytes]:
     payload = data[f.payload : f.payload_end]
     step = segment_size(data, size)
     first = _part(f, headers, payload[:at], 0, 0, tcp.FIN | tcp.PSH, step)
-    rest = _part(f, headers, payload[at:], at, at // step, _CWR, step)
+    rest = _part(f, headers, payload[at:], at, at // step if step else 1, _CWR, step)
     return first, rest
 
 
 def _part(f: Frame, headers: bytes, payload: bytes, moved: int, packets: int, without: int, step: int) -> bytes:
     part = bytearray(headers)
     part += payload
-    if len(payload) <= step:
+    if step and len(payload) <= step:
         part[1] = vnet.GSO_NONE
         part[4:6] = b"\0\0"
     length = len(part) - f.l4

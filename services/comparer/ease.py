@@ -39,7 +39,7 @@ def ease(flow: TcpFlow, head: Held, f: Frame) -> tuple[bytes, bytes] | None:
     size = head.payload_end - head.payload
     proven = flow.proven(head.data, head.l4, head.payload, head.payload_end)
     if proven < size:
-        step = gso.segment_size(head.data, head.vnet)
+        step = gso.segment_size(head.data, head.vnet) or gso.cuttable(head.data, head.vnet)
         if not step or proven < step:
             return None
         dissect(f, head.data, head.vnet, len(head.data))

@@ -26,6 +26,8 @@ Key = tuple[int, int, int]
 MEANT = {COMPLETE: ("finished",), RESET: ("aborted", "reset"), REFUSED: ("refused",)}
 #: Divergences that only different guests, or lost offsets, can give.
 HARD = ("data", "fin", "syn", "secondary_contradicts_itself")
+#: The option of MPTCP, which is taken out of SYNs.
+MULTIPATH = 30
 #: Counters of frames that leave the comparer and never went in.
 MADE = ("split_frames", "window_updates", "secondary_acks", "secondary_asked", "repeated_syns", "probes")
 #: How far from its beginning a stream may be believed to reach.
@@ -58,6 +60,8 @@ class Life:
         self.covered_ack: int | None = None
         self.covered_fins: set[int] = set()
         self.copied = False
+        #: Its receive window's right edge, as it has told.
+        self.edge: int | None = None
         #: Its SYN went through the rewriter that lives now, with this clock value.
         self.waiting = False
         self.first_stamp: int | None = None
@@ -95,8 +99,18 @@ class Life:
             self.top = max(self.top, place + len(p.payload) + 1)
         if p.flags & ACK and (self.ack is None or distance(p.ack, self.ack) > 0):
             self.ack = p.ack
+        if p.flags & ACK and not p.flags & (SYN | RST):
+            edge = self.told(p)
+            if self.edge is None or distance(edge, self.edge) > 0:
+                self.edge = edge
         if p.stamps:
             self.stamps.add(p.stamps[0])
+
+    def told(self, p: Packet) -> int:
+        """The right edge of the window that a segment offers."""
+        scales = [option[2] for _, _, options in self.syns for option in options if option[0] == 3]
+        scale = scales[0] if scales and not p.flags & SYN else 0
+        return (p.ack + (p.window << scale)) & MASK
 
     def has_said(self, place: int, payload: bytes) -> int | None:
         """The first place of these bytes that it has neither said nor was given by a cut."""
@@ -115,7 +129,8 @@ class Life:
 
 def syn_said(p: Packet) -> tuple[int, int, tuple[bytes, ...]]:
     """What a SYN says, in which two replicas must agree."""
-    return p.flags & (SYN | ACK), p.ack if p.flags & ACK else 0, p.options
+    options = tuple(option for option in p.options if option[0] != MULTIPATH)
+    return p.flags & (SYN | ACK), p.ack if p.flags & ACK else 0, options
 
 
 class Entry:
@@ -204,6 +219,8 @@ class Checker:
             lives.append(life)
             if host == "secondary":
                 self.loose.discard(key)
+                if any(rule["port"] in key[1:] for rule in self.scenario.passthrough):
+                    self.loose.add(key)
                 if self.followed is not self.lives["secondary"]:
                     self.followed.setdefault(key, []).append(life)
 
@@ -397,6 +414,8 @@ class Checker:
                     continue  # replaced by resets, which are looked at below
                 raise Violation(5, f"the rewriter changed, dropped or added a frame on {what}: {p}")
             at += 1
+            if p.quoted and what == "to_guest" and q.quoted:
+                self._moved_quotation(p, q)
             if p.kind == "tcp":
                 (self._moved_back if what == "guest" else self._moved)(p, q)
                 if what == "guest" and q.flags & RST:
@@ -471,6 +490,18 @@ class Checker:
                 raise Violation(5, f"SACK edges were not moved as the ack was: {p.sack} → {q.sack}, ack by {moved}")
         if p.stamps and q.stamps:
             self._clock(learned, (p.stamps[1] - q.stamps[1]) & MASK, key)
+
+    def _moved_quotation(self, p: Packet, q: Packet) -> None:
+        """An ICMP error that quotes the guest's segment, whose seq is of the primary's space."""
+        assert p.quoted is not None
+        assert q.quoted is not None
+        key = p.version, p.quoted[1], p.quoted[0]
+        learned, lives = self.learned.get(key), self.followed.get(key, ())
+        if learned is None and lives and lives[-1].waiting:
+            if q.quoted[2] != lives[-1].iss:
+                raise Violation(5, f"an error about a SYN of {key} quotes {q.quoted[2]} instead of {lives[-1].iss}")
+        else:
+            self._constant(key, (p.quoted[2] - q.quoted[2]) & MASK, learned, "quoted seq")
 
     def _answers(self, life: Life, p: Packet) -> bool:
         """Whether this segment of the client is an answer to a life's SYN."""
@@ -585,10 +616,23 @@ class Checker:
             name = self._name(p)
             if p.kind == "tcp" and p.flags & SYN:
                 self.unprotected.discard(name)
-            entry.free = self.alone or name in self.unprotected or name in self.unprotected_pairs
+            entry.free = self.alone or self._passes(p) or name in self.unprotected or name in self.unprotected_pairs
             self.inside.setdefault(p.flow, deque()).append(entry)
             if p.kind == "chatter":
                 self.voices.add(p.source_mac)
+
+    def _passes(self, p: Packet) -> bool:
+        """Whether a rule lets this flow leave unchecked."""
+        for rule in self.scenario.passthrough:
+            if p.kind == "fragment" and rule["protocol"] == "udp":
+                return True  # its datagram may be of that port
+            if (
+                p.kind == rule["protocol"]
+                and rule["port"] in (p.sport, p.dport)
+                and (p.version == 4 or "guest" not in rule)
+            ):
+                return True
+        return False
 
     def _name(self, p: Packet) -> str:
         """A flow's name as the comparer's events give it."""
@@ -673,11 +717,21 @@ class Checker:
     def _comes_out(self, raw: bytes, vnet: int) -> None:
         p = self.reader.read(raw, vnet)
         self._left(p, raw, vnet)
+        if p.kind == "tcp":
+            self._tell(p)
         if p.kind == "tcp" and not p.flags & RST and (p.payload or p.flags & SYN):
             end = (p.seq + len(p.payload) + bool(p.flags & SYN)) & MASK
             front = self.front.get(p.flow)
             if front is None or p.flags & SYN or distance(end, front) > 0:
                 self.front[p.flow] = end
+
+    def _tell(self, p: Packet) -> None:
+        """The client is told of room."""
+        life = self._life("primary", p)
+        if life is not None and p.flags & ACK and not p.flags & RST:
+            edge, told = life.told(p), self.told.get(p.flow)
+            if told is None or p.flags & SYN or distance(edge, told) > 0:
+                self.told[p.flow] = edge
 
     def _left(self, p: Packet, raw: bytes, vnet: int) -> None:
         if p.kind == "chatter" and not any(entry.raw == raw for entry in self.inside.get(p.flow, ())):
@@ -733,6 +787,8 @@ class Checker:
                     continue
                 entry.taken += len(p.payload)
                 whole = entry.taken >= len(entry.packet.payload)
+                if p.flags & SYN:
+                    self.last_syn[p.flow] = raw
                 for _ in range(index + whole):
                     entries.popleft()  # type: ignore[union-attr]
                 if p.window < entry.packet.window:
@@ -747,6 +803,8 @@ class Checker:
     def _derived(self, entry: Entry, p: Packet) -> bool:
         """Whether this is a primary's segment with a lower ack, or its next part up to a segment's edge."""
         of = entry.packet
+        if p.flags & SYN and (p.seq, syn_said(p), p.payload) == (of.seq, syn_said(of), of.payload):
+            return p.options != of.options  # MPTCP was taken out
         if (p.seq - of.seq) & MASK != entry.taken or p.options != of.options or p.stamps != of.stamps:
             return False
         part = of.payload[entry.taken : entry.taken + len(p.payload)]
@@ -803,6 +861,12 @@ class Checker:
             if at not in life.fins and at not in life.covered_fins:
                 raise Violation(1, f"connection {life.label}: a FIN left at {at}, the secondary's are {life.fins}")
         self._proven_ack(p, life)
+        if p.flags & ACK and life.edge is not None:
+            edge, told = life.told(p), self.told.get(p.flow)
+            if distance(edge, life.edge) > 0 and (told is None or distance(edge, told) > 0):
+                raise Violation(
+                    2, f"connection {life.label}: the client is told of more room than the secondary has: {p}"
+                )
 
     def _proven_ack(self, p: Packet, life: Life) -> None:
         if p.flags & ACK:
@@ -923,11 +987,13 @@ def _same_but_numbers(p: Packet, a: bytes, q: Packet, b: bytes, vnet: int, from_
     """Whether two frames differ in nothing but the numbers that a rewriter moves, and the checksum."""
     if a == b:
         return True
-    if p.kind != "tcp" or q.kind != "tcp" or len(a) != len(b):
+    if p.kind not in ("tcp", "icmp") or p.kind != q.kind or len(a) != len(b) or (p.kind == "icmp" and not p.quoted):
         return False
     if p.checksum != q.checksum:
         raise Violation(5, f"a checksum that was {p.checksum} became {q.checksum}: {p} {q}")
     places = [(p.l4 + 16, 2), (p.l4 + (4 if from_guest else 8), 4)]
+    if p.quoted:
+        places = [(p.l4 + 2, 2), (p.quoted[3], 4)]
     if p.stamps_at:
         places.append((p.stamps_at + (2 if from_guest else 6), 4))
     if p.sack_at and not from_guest:

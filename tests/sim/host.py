@@ -375,6 +375,7 @@ class Connection:
         self.window, self.mss, self.peer_scale = 4000, 536, 0
         self.stamps = plan.stamps if plan else False
         self.sack = plan.sack if plan else False
+        self.multipath = plan.multipath if plan else False
         self.scaling = not host.habits.other_options
         self.clock = host.chance.getrandbits(32)
         if host.chance.random() < 0.3:
@@ -463,6 +464,8 @@ class Connection:
             options += bytes((1, 3, 3, SCALE))
         if self.sack:
             options += b"\1\1\4\2"
+        if self.multipath:
+            options += b"\x1e\x0c\x01\x81" + self.host.chance.randbytes(8)  # RFC 8684 §3.1: a key of one's own
         if self.stamps:
             self.first_stamp = self.first_stamp or self._clock(now)
             options += b"\1\1\x08\x0a" + self._clock(now).to_bytes(4) + self.recent.to_bytes(4)
@@ -531,6 +534,7 @@ class Connection:
         if p.stamps:
             self.recent = p.stamps[0]
         self.sack = b"\4\2" in p.options
+        self.multipath = self.multipath and any(option[0] == 30 for option in p.options)
         self.scaling = self.scaling and p.scale is not None
         self.peer_scale = (p.scale or 0) if self.scaling else 0
         self.mss = (p.mss or 536) - (12 if self.stamps else 0)

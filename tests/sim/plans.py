@@ -40,6 +40,7 @@ class Plan:
     guest_bytes: bytes
     stamps: bool
     sack: bool
+    multipath: bool
     fate: str
 
     @property

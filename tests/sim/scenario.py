@@ -81,6 +81,10 @@ class Scenario:
     #: Share of frames that also come to the uplink's port, as a switch floods them.
     flooded: float = 0.0
     announcements: int = 2
+    #: `comparer.passthrough` of the configuration.
+    passthrough: tuple[dict[str, str | int], ...] = ()
+    #: Share of the segments to the client that a router on the way complains about.
+    complaints: float = 0.0
     events_delay: float = 0.002
 
     @property
@@ -160,6 +164,12 @@ def of(seed: int) -> Scenario:
             s.cuts.append((chance.uniform(0.1, CALM), maybe(0.75), chance.uniform(0.001, 0.1)))
         s.cuts.sort()
         s.drained = maybe(0.8)
+        if s.crashes and maybe(0.5):
+            # As a cut is on its way.
+            at, _, seconds = chance.choice(s.cuts)
+            moment = at + chance.choice((0.0, seconds)) + chance.uniform(0.0, 0.008)
+            s.crashes[0] = (moment, *s.crashes[0][1:])
+            s.crashes.sort()
     s.aborts = chance.choice((0, 0, 0.3))
     s.reaction = chance.uniform(0.001, 0.2)
     if maybe(0.3):
@@ -181,6 +191,14 @@ def of(seed: int) -> Scenario:
         s.comparer |= {"max_flow_bytes": chance.randint(2_000, 20_000), "max_bytes": chance.randint(10_000, 60_000)}
     if maybe(0.05):
         s.comparer["idle_timeout"] = 1.0
+    if maybe(0.08):
+        services = [plan.service for plan in s.plans]
+        s.passthrough = (
+            {"protocol": "tcp", "port": chance.choice(services)},
+            {"protocol": "udp", "port": chance.choice(UDP_PORTS), "guest": "10.77.0.0/24"},
+        )
+    if maybe(0.15):
+        s.complaints = chance.uniform(0.05, 0.3)
     if maybe(0.1):
         _noise(s, chance)
     return s
@@ -284,7 +302,7 @@ def _plan(
     return Plan(
         number, shape, version, opener, port, service, at, client, guest,
         chance.randbytes(said_by(client)), chance.randbytes(said_by(guest)),
-        stamps=chance.random() < 0.7, sack=chance.random() < 0.8, fate=fate,
+        stamps=chance.random() < 0.7, sack=chance.random() < 0.8, multipath=chance.random() < 0.08, fate=fate,
     )  # fmt: skip
 
 

@@ -76,6 +76,8 @@ class Packet:
     header_end: int = 0
     gso_size: int = 0
     fragment: tuple[int, bool] | None = None
+    #: Of an ICMP error: the ports and seq of the TCP segment that it quotes, and where that seq lies.
+    quoted: tuple[int, int, int, int] | None = None
     asks: bool = False
 
     def __repr__(self) -> str:
@@ -171,11 +173,28 @@ def _transport(p: Packet, raw: bytes, frame: bytes, vnet: int, protocol: int, en
         if segment[0] in (0, 8, 128, 129):
             p.flow = (*p.flow, segment[4:6])
         p.payload, p.body = segment, segment[:2] + segment[4:]
+        if segment[0] in ((3, 11) if p.version == 4 else (1, 2, 3)):
+            p.quoted = _quoted(segment, p.l4, 20 if p.version == 4 else 40)
         over = segment if p.version == 4 else _pseudo(p, len(segment), PROTO_ICMP6) + segment
         p.checksum = "right" if inet_sum(over) == 0xFFFF else "bad"
         return p
     p.body = p.payload = segment
     return p
+
+
+def _quoted(segment: bytes, l4: int, header: int) -> tuple[int, int, int, int] | None:
+    at = 8 + header
+    if len(segment) < at + 8 or segment[8 + (9 if header == 20 else 6)] != PROTO_TCP:
+        return None
+    return (*struct.unpack_from(">HHI", segment, at), l4 + at + 4)
+
+
+def icmp_error(source: bytes, destination: bytes, packet: bytes) -> bytes:
+    """An ICMP or ICMPv6 error that quotes the beginning of an IP packet: too big."""
+    six = len(source) == 16
+    body = bytes((2 if six else 3, 0 if six else 4, 0, 0, 0, 0, 5, 0)) + packet[: (40 if six else 20) + 8]
+    over = (source + destination + struct.pack(">II", len(body), PROTO_ICMP6) if six else b"") + body
+    return body[:2] + (~inet_sum(over) & 0xFFFF).to_bytes(2) + body[4:]
 
 
 def _tcp(p: Packet, raw: bytes, vnet: int, segment: bytes) -> Packet:

@@ -30,7 +30,7 @@ from sim.host import Host
 from sim.known import KNOWN
 from sim.plans import REFUSED, RESET, Plans
 from sim.scenario import CALM, END, Scenario, Way
-from sim.wire import Link, Reader
+from sim.wire import PROTO_ICMP, PROTO_ICMP6, Link, Reader, icmp_error, ip_frame
 
 CLIENT_MAC, GUEST_MAC = bytes.fromhex("525400000001"), bytes.fromhex("525400000002")
 CLIENT = {4: bytes((10, 77, 0, 1)), 6: bytes.fromhex("fd77" + "00" * 13 + "01")}
@@ -380,6 +380,7 @@ class World:
                 "comparer": {
                     "on_divergence": scenario.on_divergence,
                     "compare_timeout": scenario.compare_timeout,
+                    "passthrough": scenario.passthrough,
                 },
                 "redirector": {"announcements": scenario.announcements},
             }
@@ -579,6 +580,17 @@ class World:
         """A frame goes out of a port."""
         name = {"mirror": "primary", "rewriter": "secondary"}[service] if port == GUEST else "client"
         self._in[name].send(raw, vnet)
+        if name == "client" and self.scenario.complaints and self.now < CALM:
+            self._complain(raw, vnet)
+
+    def _complain(self, raw: bytes, vnet: int) -> None:
+        """A router on the way to the client finds a segment too big, and tells the guest."""
+        p = self.reader.read(raw, vnet)
+        if p.kind == "tcp" and self.chance.random() < self.scenario.complaints:
+            body = icmp_error(p.destination, p.source, raw[vnet + p.l3 :])
+            link = Link(CLIENT_MAC, GUEST_MAC, self.scenario.tags)
+            protocol = PROTO_ICMP6 if p.version == 6 else PROTO_ICMP
+            self._from_client(ip_frame(link, p.destination, p.source, protocol, body), 0)
 
     # --- events and faults
 

@@ -662,6 +662,17 @@ def test_a_stuck_super_frame_leaves_up_to_the_last_proven_segment(sides: Sides) 
     assert sides.conserved()
 
 
+def test_a_stuck_plain_segment_leaves_up_to_the_proven_byte(sides: Sides) -> None:
+    whole = segment(ISN + 1, CLIENT_ISN + 1, bytes(range(100)), flags=PSH, partial=True, vnet=10)
+    sides.primary(whole, vnet=10)
+    sides.secondary(data(0, bytes(range(60))))
+    first = segment(ISN + 1, CLIENT_ISN + 1, bytes(range(60)), partial=True, vnet=10)
+    assert sides.wait(0.03) == [first]
+    rest = segment(ISN + 61, CLIENT_ISN + 1, bytes(range(60, 100)), flags=PSH, partial=True, vnet=10, ident=2)
+    assert sides.secondary(data(60, bytes(range(60, 100)))) == [rest]
+    assert sides.conserved()
+
+
 def test_a_stuck_super_frame_with_less_than_a_segment_proven_stays(sides: Sides) -> None:
     sides.primary(super_frame(0, 450), vnet=10)
     sides.secondary(super_frame(0, 99)[10:])
