@@ -44,6 +44,7 @@ class TapPort(Port):
     def __init__(self, name: str, device: str, netns: str | None = None, mtu: int | None = None) -> None:
         super().__init__(name, VNET)
         self._fd = -1
+        self._device = device
         with entered(netns, name):
             self._fd = _open(name, device, netns)
             try:
@@ -72,9 +73,8 @@ class TapPort(Port):
                 if error.errno == errno.EIO:  # the device is down
                     break
                 if error.errno == errno.EBADFD:
-                    raise PortError(
-                        f"{self.name}: its device was deleted; make it again and start the service"
-                    ) from error
+                    why = f"{self.name}.device = {self._device} was deleted; make it again, and start the service again"
+                    raise PortError(why) from error
                 raise
             if size <= VNET:
                 continue
