@@ -184,8 +184,6 @@ class Core:
                 self._drop_head(flow, "dropped_reset")
         elif isinstance(flow, TcpFlow) and flow.is_keep_alive(head.data, head.l4, head.payload, head.payload_end):
             self._drop_head(flow, "dropped_keep_alive")
-        elif isinstance(flow, TcpFlow) and flow.is_stale(head):
-            self._drop_head(flow, "dropped_stale")
         else:
             self._diverge(flow, self._finding(flow))
 
