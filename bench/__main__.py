@@ -1,0 +1,74 @@
+"""Runs the benchmarks: `python -m bench --help`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from bench.program import BenchError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")]
+Peer = Annotated[str | None, typer.Option(help="`qemu`: measure QEMU beside it, in turns.", metavar="qemu")]
+Runs = Annotated[int, typer.Option(min=1, help="How often each is measured; medians are shown.")]
+
+
+def _peer(peer: str | None) -> bool:
+    if peer not in (None, "qemu"):
+        raise typer.BadParameter("the only peer is `qemu`")
+    return peer is not None
+
+
+@app.callback()
+def about() -> None:
+    """Measure Lockstep beside QEMU's filters, in turns in one call, on this machine.
+
+    Every figure is a median of several runs, and only counts if what came out is what went in: where
+    it isn't, it is said. Ratios within one call are worth more than figures of two. QEMU comes from the
+    package qemu-system-x86; the proxy bench needs root. For steady figures let nothing else run.
+    """
+
+
+@app.command()
+def comparer(
+    peer: Peer = None,
+    as_json: AsJson = False,
+    runs: Runs = 3,
+    frames: Annotated[
+        int, typer.Option(min=1, help="Measured frames with 10 bytes of payload; with 1460, an eighth.")
+    ] = 1_000_000,
+    message: Annotated[int, typer.Option(min=1, max=1 << 20, help="Bytes of frames in a message at most.")] = 1 << 20,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only this case or kind of cases: full-64, small; repeatable.")
+    ] = None,
+) -> None:
+    """The comparer alone, beside QEMU's colo-compare: frames a second, CPU for each, peak memory.
+
+    Both get the same TCP segments twice, as primary and secondary, in order: ours in messages over
+    ipc, QEMU over its socket chardevs. Cases are small (10 bytes of payload) and full (1460), each
+    over 1, 64 and 4,096 flows; small-1000000 stands beside QEMU with 10,000. The flows are opened
+    before the measurement begins. Beside it: a bare ZeroMQ relay and memcpy, with the same messages.
+    """
+    from bench import comparer as bench
+    from bench import figures
+
+    cases = tuple(case for case in bench.CASES if not only or {case.name, case.kind} & set(only))
+    if not cases:
+        raise typer.BadParameter(f"no such case; there are {', '.join(case.name for case in bench.CASES)}")
+    document = bench.measure(cases, peer=_peer(peer), runs=runs, frames=frames, most=message, say=bench.tell)
+    (figures.dump if as_json else bench.show)(document)
+
+
+def main() -> None:
+    """Entry point."""
+    try:
+        app()
+    except BenchError as error:
+        sys.exit(f"{error}")
+
+
+if __name__ == "__main__":
+    main()
