@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -66,21 +66,36 @@ def lockstep(
         raise typer.Exit
 
 
+def _named(names: list[str]) -> list[str]:
+    """Typer takes a list of strings, not of services."""
+    known = config.all_services()
+    for name in names:
+        if name not in known:
+            raise typer.BadParameter(f"{name!r} is not one of {', '.join(known)}")
+    return names
+
+
 @app.command()
 def run(
-    service: Annotated[Service, typer.Argument(help="Which service.")],
+    services: Annotated[
+        list[str],
+        typer.Argument(help="Which; several share the process.", metavar="SERVICE...", callback=_named),
+    ],
     config_file: ConfigFile = None,
     capture: Capture = None,
 ) -> None:
-    """Run one service in the foreground: the same as `python -m services.NAME`."""
+    """Run one process in the foreground: a service (as `python -m services.NAME` does) and those fused with it.
+
+    What is fused is said by `fuse` in the configuration; services named here are fused as well.
+    """
     from lockstep import service as process
 
-    raise typer.Exit(process.run((service,), config_file, capture))
+    raise typer.Exit(process.run(cast(tuple[Service, ...], tuple(dict.fromkeys(services))), config_file, capture))
 
 
 @app.command()
 def up(config_file: ConfigFile = None, capture: Capture = None) -> None:
-    """Run all services of this node in the foreground, each a process of its own.
+    """Run all services of this node in the foreground, each a process of its own, or as `fuse` groups them.
 
     When one of them ends the others are stopped too. To have them restarted, use supervisord
     (deploy/supervisor) or compose (deploy/compose).
@@ -94,8 +109,8 @@ def up(config_file: ConfigFile = None, capture: Capture = None) -> None:
     # -P: a file called services.py where we were started is not our package.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
     children = [
-        subprocess.Popen([sys.executable, "-P", "-m", f"services.{name}", *arguments], env=environment)
-        for name in node.services
+        subprocess.Popen([sys.executable, "-P", "-m", f"services.{group[0]}", *arguments], env=environment)
+        for group in node.processes()
     ]
     asked = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -124,6 +139,7 @@ def demo(
         CaptureChoice | None, typer.Option(help="tap: in namespaces; memory: without; default: tap where allowed.")
     ] = None,
     keep_logs: Annotated[Path | None, typer.Option(help="Folder that takes logs and configurations.")] = None,
+    fuse: Annotated[bool, typer.Option("--fuse", help="The services of each node in one process.")] = False,
 ) -> None:
     """Show the whole proxy on this machine: real kernels in namespaces of their own, under a minute.
 
@@ -135,7 +151,7 @@ def demo(
         wanted = parse_size(size) if size else None
     except ValueError as error:
         _fail(exits.USAGE, f"--size: {error}")
-    options = DemoOptions(scenario, as_json, network, direction, opened_by, repeat, wanted, capture, keep_logs)
+    options = DemoOptions(scenario, as_json, network, direction, opened_by, repeat, wanted, capture, keep_logs, fuse)
     raise typer.Exit(run_demo(options))
 
 

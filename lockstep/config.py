@@ -13,7 +13,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
@@ -289,6 +289,9 @@ class Node(_Model):
 
     node: str = Field("lockstep", description="name of this node, in its logs")
     services: tuple[Service, ...] = Field((), description="what `lockstep up` runs here")
+    fuse: tuple[tuple[Service, ...], ...] = Field(
+        (), description='services that share one process, joined in memory: ["redirector", "rewriter"], or such lists'
+    )
     run_dir: Path = Field(Path("/run/lockstep"), description="control sockets and ipc links")
     capture: Frontend = Field("tap", description="frontend of every port that doesn't name its own")
     links: dict[Stream, Link] = Field(
@@ -319,6 +322,21 @@ class Node(_Model):
             return {name: {"endpoint": link} if isinstance(link, str) else link for name, link in value.items()}
         return value
 
+    @field_validator("fuse", mode="before")
+    @classmethod
+    def _one_group(cls, value: Any) -> Any:
+        one = isinstance(value, list | tuple) and value and all(isinstance(name, str) for name in value)
+        return (value,) if one else value
+
+    @field_validator("fuse")
+    @classmethod
+    def _each_once(cls, value: tuple[tuple[Service, ...], ...]) -> tuple[tuple[Service, ...], ...]:
+        named = [service for group in value for service in group]
+        twice = sorted({service for service in named if named.count(service) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} is named twice, and runs in one process alone")
+        return value
+
     @field_validator("control", "publish", "events")
     @classmethod
     def _endpoints(cls, value: Any) -> Any:
@@ -331,6 +349,15 @@ class Node(_Model):
         return self.links.get(cast(Stream, stream)) or Link.model_validate(
             {"endpoint": f"ipc://{self.run_dir}/{stream}"}
         )
+
+    def with_fused(self, services: Sequence[Service]) -> tuple[Service, ...]:
+        """These services and all that `fuse` puts into one process with them."""
+        groups = [next((group for group in self.fuse if service in group), (service,)) for service in services]
+        return tuple(dict.fromkeys(service for group in groups for service in group))
+
+    def processes(self) -> list[tuple[Service, ...]]:
+        """The services of this node, grouped by the process that runs them."""
+        return list(dict.fromkeys(self.with_fused((service,)) for service in self.services))
 
     def control_endpoint(self, service: Service) -> str:
         """Where a service takes control requests."""
@@ -359,7 +386,8 @@ def load(
 ) -> Node:
     """Read and validate a node's configuration.
 
-    services: what will be run (default: the node's own list); what they need must be configured.
+    services: what will be run (default: the node's own list); what they need must be configured, and
+    what is fused with them needs.
     capture: a frontend that overrides every port's.
     Raises ConfigError with all faults.
     """
@@ -386,7 +414,7 @@ def load(
         node, found = _validated(raw)
     if node is not None:
         named = {fault.setting for fault in faults}
-        joint = _joint_faults(node, services if services is not None else node.services)
+        joint = _joint_faults(node, node.with_fused(services if services is not None else node.services))
         faults += [fault for fault in joint if fault.setting not in named]
     if faults or node is None:
         raise ConfigError(source, list(dict.fromkeys(faults)))
@@ -525,6 +553,12 @@ def _joint_faults(node: Node, services: tuple[Service, ...]) -> list[Fault]:
     for service in services:
         for name in SERVICES[service].ports:
             faults += _port_faults(node, service, name)
+    strangers = [name for group in node.fuse for name in group if node.services and name not in node.services]
+    if strangers:
+        way_out = "Add it there, or take it out here."
+        faults.append(
+            Fault("fuse", json.dumps(node.fuse), f"{strangers[0]} is not among this node's `services`", way_out)
+        )
     faults += _run_dir_faults(node)
     if faults and faults[-1].setting == "run_dir":
         return faults

@@ -23,7 +23,7 @@ def core_of(service: Service, node: Node) -> Core:
 
 
 def run(services: tuple[Service, ...], path: Path | None, capture: str | None = None) -> int:
-    """Run services in this process until they are told to stop; returns the exit code."""
+    """Run services, and those fused with them, in this process until they are told to stop; returns the exit code."""
     from lockstep import log
     from lockstep.shell import Shell
 
@@ -34,7 +34,8 @@ def run(services: tuple[Service, ...], path: Path | None, capture: str | None = 
         return exits.CONFIG
     log.configure(node.log, node=node.node)
     try:
-        shell = Shell(node, {service: core_of(service, node) for service in services}, path=path, capture=capture)
+        cores = {service: core_of(service, node) for service in node.with_fused(services)}
+        shell = Shell(node, cores, path=path, capture=capture)
     except (PortPermissionError, LinkPermissionError) as error:
         print(f"not permitted: {error}", file=sys.stderr)
         return exits.NOPERM

@@ -220,10 +220,18 @@ class Shell:
     # --- pushing, and carrying out what a core gives back
 
     def _push(self, service: Service, stream: str, item: Item, now: float) -> None:
-        self._carry_out(service, self._cores[service].push(stream, item, now), now)
+        """Push an item from outside, and all that follows from it inside.
+
+        When this returns nobody looks at the item's buffer any more: a port fills it again at its next read.
+        """
+        self._inner.append((service, stream, item))
+        self._settle(now)
+
+    def _settle(self, now: float) -> None:
+        """Push what the cores of this shell have given each other, until none has anything left to say."""
         while self._inner:
-            inner, stream, item = self._inner.popleft()
-            self._carry_out(inner, self._cores[inner].push(stream, item, now), now)
+            service, stream, item = self._inner.popleft()
+            self._carry_out(service, self._cores[service].push(stream, item, now), now)
 
     def _carry_out(self, service: Service, outputs: Iterable[Output], now: float) -> None:
         """The one place that interprets outputs."""
@@ -278,6 +286,7 @@ class Shell:
         except CommandError as error:
             raise ControlRefused(f"{error}; it has status, reload, drain and what its README names") from error
         self._carry_out(service, outputs, now)
+        self._settle(now)
         log.info("command_carried_out", service=service, op=op)
         return answer
 
@@ -299,6 +308,7 @@ class Shell:
             "service": service,
             "node": self._node.node,
             "pid": os.getpid(),
+            "fused": list(self._cores) if len(self._cores) > 1 else [],
             "epoch": core.epoch,
             "uptime_s": round(now - self._started, 3),
             "counters": core.counters,
@@ -327,9 +337,7 @@ class Shell:
             deadline = core.next_deadline()
             if deadline is not None and deadline <= now:
                 self._carry_out(service, core.tick(now), now)
-        while self._inner:
-            service, stream, item = self._inner.popleft()
-            self._push(service, stream, item, now)
+                self._settle(now)
 
     def run(self) -> None:
         """Loop until SIGTERM, SIGINT or `drain`; then close everything."""

@@ -88,7 +88,10 @@ class Core(Protocol):
     counters: dict[str, int]
 
     def push(self, stream: str, item: Item, now: float) -> Outputs:
-        """Take what arrived on a stream or a port."""
+        """Take what arrived on a stream or a port.
+
+        A batch is lent: once its outputs are carried out, its buffer is filled anew. What is kept, is copied.
+        """
         ...
 
     def tick(self, now: float) -> Outputs:

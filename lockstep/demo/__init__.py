@@ -32,6 +32,7 @@ class DemoOptions:
     network, direction, opened_by: limit the runs to those. repeat: times that everything is run.
     size: bytes of each transfer. capture: `tap` insists on namespaces, `memory` on none of them;
     None takes namespaces where they are to be had. keep_logs: directory that takes each run's logs.
+    fuse: the services of each node share a process (in memory they always do).
     """
 
     scenario: ScenarioChoice = "all"
@@ -43,6 +44,7 @@ class DemoOptions:
     size: int | None = None
     capture: CaptureChoice | None = None
     keep_logs: Path | None = None
+    fuse: bool = False
 
 
 def parse_size(text: str) -> int:

@@ -77,7 +77,7 @@ def _theatre(options: DemoOptions, display: Display) -> scenarios.Theatre:
             prepare()
             from lockstep.demo.live import Namespaces
 
-            return Namespaces(options.keep_logs)
+            return Namespaces(options.keep_logs, options.fuse)
         except ModuleNotFoundError as missing:
             obstacle = Obstacle(f"the Python package {missing.name} is missing: pip install {missing.name}")
         except Obstacle as found:

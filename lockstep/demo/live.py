@@ -20,7 +20,7 @@ from lockstep.demo.display import PERIOD, Display
 from lockstep.demo.namespaces import Namespace
 from lockstep.demo.scenarios import Figures, Transfer
 from lockstep.demo.server import header
-from lockstep.demo.stage import Stage, StageError
+from lockstep.demo.stage import NODE_BY_NODE, Stage, StageError
 
 _MIB = 1 << 20
 #: Seconds after which the client of `diverge` believes that nothing more will come.
@@ -41,8 +41,9 @@ class Namespaces:
         "failover": {"download": 128 * _MIB, "upload": 128 * _MIB},
     }
 
-    def __init__(self, keep_logs: Path | None) -> None:
+    def __init__(self, keep_logs: Path | None, fuse: bool) -> None:
         self._keep_logs = keep_logs
+        self._fuse = NODE_BY_NODE if fuse else ()
         self.missing: Mapping[str, str] = devices.probe()
 
     def serve(self, legs: list[Transfer], display: Display) -> Figures:
@@ -121,7 +122,7 @@ class Namespaces:
 
     @contextmanager
     def _stage(self, on_divergence: str) -> Iterator[Stage]:
-        with Stage(comparer={"on_divergence": on_divergence}, keep_logs=self._keep_logs) as stage:
+        with Stage(comparer={"on_divergence": on_divergence}, fuse=self._fuse, keep_logs=self._keep_logs) as stage:
             try:
                 yield stage
             except control.ControlError as error:

@@ -40,6 +40,11 @@ from lockstep.demo.namespaces import Namespace, die_with_parent
 #: service → the node it runs on.
 NODES = {"comparer": "primary", "mirror": "primary", "redirector": "secondary", "rewriter": "secondary"}
 
+Groups = Sequence[Sequence[str]]
+#: Values of a stage's `fuse`: a process for each node, and one for both of them.
+NODE_BY_NODE: Groups = (("comparer", "mirror"), ("redirector", "rewriter"))
+ALL_IN_ONE: Groups = (tuple(NODES),)
+
 _ROOT = Path(__file__).parents[2]
 #: Longest directory for which every socket's path in it still fits `sun_path`.
 _LONGEST_DIRECTORY = 60
@@ -47,7 +52,7 @@ _GRACE = 2.0
 #: A port where nobody listens.
 _DISCARD = 9
 
-Value = str | int | float | bool | list[str]
+Value = str | int | float | bool | list[str] | list[list[str]]
 
 
 class StageError(Exception):
@@ -86,6 +91,7 @@ class Stage:
 
     comparer: settings of `[comparer]`, on top of `on_divergence = "unprotect"`.
     settings: more settings of both nodes, table by table: `{"rewriter": {"max_flows": 16}}`.
+    fuse: services that share a process, as in the setting of that name: NODE_BY_NODE, ALL_IN_ONE.
     keep_logs: directory that takes the logs and the configuration at the end.
     log_level: of the services.
 
@@ -99,6 +105,7 @@ class Stage:
         *,
         comparer: Mapping[str, Value] | None = None,
         settings: Mapping[str, Mapping[str, Value]] | None = None,
+        fuse: Groups = (),
         keep_logs: Path | None = None,
         log_level: str = "info",
     ) -> None:
@@ -108,6 +115,8 @@ class Stage:
         }
         for table, values in (settings or {}).items():
             self._settings.setdefault(table, {}).update(values)
+        #: service → all that run in its process.
+        self._process = {name: next((tuple(g) for g in fuse if name in g), (name,)) for name in NODES}
         self._keep_logs = keep_logs
         self._programs: list[subprocess.Popen[Any]] = []
         self._undo = ExitStack()
@@ -126,8 +135,8 @@ class Stage:
             self.missing = devices.build(self.network_ns, self.client_ns, (self.srv_ns, self.srv2_ns))
             self._write_configuration()
             undo.callback(self._end_programs)
-            for name in NODES:
-                self._start(name)
+            for group in dict.fromkeys(self._process.values()):
+                self._start(group)
             self._wait_until_ready(tuple(NODES))
             undo.callback(self._save_status)
             self._greet()
@@ -174,10 +183,10 @@ class Stage:
         return self.popen(namespace, [sys.executable, "-m", module, *map(str, arguments)], **options)
 
     def restart(self, name: str) -> Service:
-        """Kill a service if it still runs, start it again and wait until it answers."""
+        """Kill a service (and what is fused with it) if it still runs, start it again and wait until it answers."""
         self.services[name].kill()
-        self._start(name)
-        self._wait_until_ready((name,))
+        self._start(self._process[name])
+        self._wait_until_ready(self._process[name])
         return self.services[name]
 
     def endpoint(self, service: str) -> str:
@@ -215,18 +224,26 @@ class Stage:
         }
         for node, tables in ports.items():
             services = [service for service, place in NODES.items() if place == node]
-            top: dict[str, Value] = {"node": node, "services": services, "run_dir": str(self.run_dir), "capture": "tap"}
+            groups = {self._process[service] for service in services if len(self._process[service]) > 1}
+            if any(NODES[service] != node for group in groups for service in group):
+                services, tables = list(NODES), {**ports["primary"], **ports["secondary"]}
+            top: dict[str, Value] = {
+                "node": node, "services": services, "run_dir": str(self.run_dir), "capture": "tap",
+                "fuse": [list(group) for group in groups],
+            }  # fmt: skip
             path = self._directory.path / f"{node}.toml"
             path.write_text(_toml({"": top, **self._settings, **tables}), encoding="utf-8")
             self.config_paths[node] = path
 
-    def _start(self, name: str) -> None:
-        log = self._directory.path / f"{name}.log"
+    def _start(self, group: Sequence[str]) -> None:
+        """Start one process; the first of its services gives the name of its log."""
+        first = group[0]
+        log = self._directory.path / f"{first}.log"
         with log.open("ab") as out:
-            config = str(self.config_paths[NODES[name]])
-            argv = [sys.executable, "-m", f"services.{name}", "-c", config]
+            config = str(self.config_paths[NODES[first]])
+            argv = [sys.executable, "-m", f"services.{first}", "-c", config]
             process = self.popen(None, argv, stdout=out, stderr=out)
-        self.services[name] = Service(name, process, log)
+        self.services.update({name: Service(name, process, log) for name in group})
 
     def _wait_until_ready(self, names: Sequence[str], timeout: float = 20.0) -> None:
         def ready(name: str) -> bool:

@@ -460,7 +460,7 @@ class Core:
         elif batch.epoch == self.epoch:
             self._secondary(batch, now)
         elif batch.epoch > self.epoch and self._early_bytes + len(batch.data) <= MOST_EARLY:
-            self._early.append(batch)
+            self._early.append(Batch(bytes(batch.data), batch.lengths[:], batch.vnet, batch.epoch))
             self._early_bytes += len(batch.data)
         else:
             self.counters["secondary_other_epoch"] += len(batch)

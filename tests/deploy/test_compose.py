@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from lockstep import config
+
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "deploy" / "compose"
 NODES = {"primary": ["mirror"], "secondary": ["redirector", "rewriter"], "comparer": ["comparer"]}
@@ -45,13 +47,14 @@ def _compose_is_installed(requires: Callable[..., None]) -> None:
 
 
 @cache
-def resolved(node: str) -> dict[str, Any]:
-    """A node's file as compose understands it, with SETTINGS."""
-    done = compose("-f", f"{node}.yml", "config", **SETTINGS)
+def resolved(*files: str) -> dict[str, Any]:
+    """A node's file, with what is laid over it, as compose understands it, with SETTINGS."""
+    named = [word for file in files for word in ("-f", f"{file}.yml")]
+    done = compose(*named, "config", **SETTINGS)
     assert done.returncode == 0, done.stderr
     assert "warn" not in done.stderr.lower()
     if command() == ("docker", "compose"):
-        return json.loads(compose("-f", f"{node}.yml", "config", "--format", "json", **SETTINGS).stdout)
+        return json.loads(compose(*named, "config", "--format", "json", **SETTINGS).stdout)
     # 1.29 prints YAML alone; the Python that it runs on has the parser.
     python = Path(shutil.which("docker-compose") or "").read_text(encoding="utf-8").splitlines()[0].removeprefix("#!")
     script = "import json, sys, yaml; json.dump(yaml.safe_load(sys.stdin), sys.stdout)"
@@ -119,6 +122,17 @@ def test_services_of_a_node_share_one_run_dir_in_memory_and_its_files_read_only(
         if isinstance(files, dict):
             files = f"{files['source']}:{files['target']}:{'ro' if files['read_only'] else 'rw'}"
         assert files == "/etc/lockstep:/etc/lockstep:ro"
+
+
+def test_fused_there_is_one_container_for_both_services() -> None:
+    it = resolved("secondary", "secondary.fused")["services"]
+    assert config.load(None, environ={"LOCKSTEP_FUSE": it["redirector"]["environment"]["LOCKSTEP_FUSE"]}).fuse == (
+        ("redirector", "rewriter"),
+    )
+    assert it["redirector"]["healthcheck"]["test"] == ["CMD", "lockstep", "status"]
+    assert it["redirector"]["command"] == resolved("secondary")["services"]["redirector"]["command"]
+    # Version 1.29 names what it would not start; version 2 doesn't.
+    assert it.get("rewriter", {"profiles": ["separate"]})["profiles"] == ["separate"]
 
 
 def test_two_nodes_of_one_machine_are_one_project() -> None:

@@ -43,6 +43,15 @@ def test_check_config_accepts_it_before_its_key_exists(file: Path) -> None:
     assert (checked.returncode, checked.stderr) == (exits.OK, "")
 
 
+@pytest.mark.parametrize("name", ["one-machine", "secondary"])
+def test_its_services_are_fused_once_the_line_that_says_so_is_no_comment(name: str, tmp_path: Path) -> None:
+    text = (EXAMPLES / f"{name}.toml").read_text(encoding="utf-8")
+    path = tmp_path / "node.toml"
+    path.write_text(text.replace("# fuse = ", "fuse = "), encoding="utf-8")
+    node = config.load(path, environ={})
+    assert node.processes() == [node.services]
+
+
 def test_every_service_runs_on_exactly_one_of_the_three_nodes(nodes: dict[str, Node]) -> None:
     assert sorted(service for node in nodes.values() for service in node.services) == sorted(all_services())
 

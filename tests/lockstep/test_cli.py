@@ -174,7 +174,6 @@ def test_a_new_key_is_a_secret_file_and_a_public_line(lockstep: Cli, run_dir: Pa
         ["--dance"],
         ["run"],
         ["run", "dancer"],
-        ["run", "mirror", "comparer"],
         ["run", "mirror", "--capture", "net"],
         ["run", "mirror", "-c"],
         ["up", "mirror"],
@@ -564,6 +563,51 @@ def test_a_file_called_services_where_up_is_started_hides_nothing(
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=outside(), cwd=run_dir)
     assert done.returncode == UNAVAILABLE
     assert "the wrong services" not in done.stderr
+
+
+# Fused services.
+
+
+@pytest.fixture
+def fused(written: Callable[[str], Path], run_dir: Path) -> Path:
+    """A node of three processes, whose ports are files."""
+    ports = ("mirror.network", "mirror.guest", "redirector.uplink", "rewriter.guest")
+    sections = "".join(f'[{port}]\nwrite = "{run_dir}/{port}.pcap"\n' for port in ports)
+    services = 'services = ["mirror", "redirector", "rewriter", "comparer"]\n'
+    return written(f'capture = "pcap"\n{services}fuse = ["redirector", "rewriter"]\n{sections}')
+
+
+def test_up_runs_a_process_for_each_group_and_every_service_answers_for_itself(
+    lockstep: Cli, fused: Path, run_dir: Path
+) -> None:
+    with subprocess.Popen([LOCKSTEP, "up", "-c", str(fused)], stderr=subprocess.PIPE, text=True, env=outside()) as up:
+        try:
+            until(lambda: lockstep("status", "-c", fused, "--timeout", "0.5").code == OK, up)
+            said = json.loads(lockstep("status", "--json", "-c", fused).out)
+            assert {name: answer["service"] for name, answer in said.items()} == {name: name for name in said}
+            assert said["redirector"]["pid"] == said["rewriter"]["pid"]
+            assert len({answer["pid"] for answer in said.values()}) == 3
+            assert [said[name]["fused"] for name in ("mirror", "rewriter")] == [[], ["redirector", "rewriter"]]
+            assert not (run_dir / "sockets" / "to_guest").exists()
+        finally:
+            up.terminate()
+            up.communicate(timeout=PATIENCE)
+    assert up.returncode == OK
+
+
+@pytest.mark.parametrize("words", [["run", "rewriter"], ["run", "mirror", "comparer"]])
+def test_run_takes_what_is_named_and_what_is_fused_with_it(lockstep: Cli, fused: Path, words: list[str]) -> None:
+    with subprocess.Popen(
+        [LOCKSTEP, *words, "-c", str(fused)], stderr=subprocess.PIPE, text=True, env=outside()
+    ) as run:
+        try:
+            name = words[-1]
+            until(lambda: lockstep("status", name, "-c", fused, "--timeout", "0.5").code == OK, run)
+            answer = json.loads(lockstep("status", name, "--json", "-c", fused).out)[name]
+        finally:
+            run.terminate()
+            run.communicate(timeout=PATIENCE)
+    assert answer["fused"] == (["redirector", "rewriter"] if name == "rewriter" else ["mirror", "comparer"])
 
 
 # Control over tcp.

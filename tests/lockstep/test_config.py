@@ -590,3 +590,52 @@ def test_any_value_in_any_place_is_taken_or_a_fault(value: Any, place: tuple[str
     environ = {f"LOCKSTEP_{'__'.join(place).upper()}": json.dumps(value), "LOCKSTEP_SERVICES": '["mirror"]'}
     outcome = node_or_faults(environ=environ, capture="memory")
     assert isinstance(outcome, Node) or all(fault.setting and fault.why and fault.way_out for fault in outcome)
+
+
+# Fused services.
+
+
+@pytest.mark.parametrize(
+    ("text", "groups"),
+    [
+        ('fuse = ["redirector", "rewriter"]', [("mirror",), ("redirector", "rewriter"), ("comparer",)]),
+        (
+            'fuse = [["rewriter", "redirector"], ["mirror", "comparer"]]',
+            [("mirror", "comparer"), ("rewriter", "redirector")],
+        ),
+        ('fuse = ["mirror", "redirector", "rewriter", "comparer"]', [("mirror", "redirector", "rewriter", "comparer")]),
+        ("", [("mirror",), ("redirector",), ("rewriter",), ("comparer",)]),
+        ("fuse = []", [("mirror",), ("redirector",), ("rewriter",), ("comparer",)]),
+    ],
+)  # fmt: skip
+def test_a_process_runs_a_service_or_all_that_are_fused(load: Load, text: str, groups: list[tuple[str, ...]]) -> None:
+    node = load(f'{SOUND}services = ["mirror", "redirector", "rewriter", "comparer"]\n{text}')
+    assert node.processes() == groups
+
+
+def test_what_is_fused_may_be_said_by_the_environment(load: Load) -> None:
+    node = load(SOUND, {"LOCKSTEP_FUSE": '["redirector", "rewriter"]'})
+    assert node.with_fused(("rewriter",)) == ("redirector", "rewriter")
+    assert node.with_fused(("mirror",)) == ("mirror",)
+
+
+def test_a_service_runs_in_one_process_alone(faults: Faults) -> None:
+    (fault,) = faults(f'{SOUND}fuse = [["mirror", "comparer"], ["comparer", "rewriter"]]')
+    assert (fault.setting, fault.why) == ("fuse", "comparer is named twice, and runs in one process alone")
+
+
+def test_what_is_fused_is_of_this_node(faults: Faults) -> None:
+    (fault,) = faults(f'{SOUND}services = ["mirror"]\nfuse = ["mirror", "comparer"]')
+    assert (fault.setting, fault.why) == ("fuse", "comparer is not among this node's `services`")
+
+
+def test_what_is_fused_with_a_service_must_be_configured_too(faults: Faults) -> None:
+    found = faults('fuse = ["redirector", "rewriter"]', services=("redirector",))
+    assert settings(found) == {"redirector.uplink.device", "rewriter.guest.device"}
+
+
+@pytest.mark.parametrize(
+    "text", ['fuse = "mirror"', 'fuse = ["miror"]', "fuse = [7]", 'fuse = ["mirror", ["comparer"]]']
+)
+def test_what_is_no_list_of_services_can_not_be_fused(faults: Faults, text: str) -> None:
+    assert all(fault.setting.startswith("fuse") for fault in faults(SOUND + text))

@@ -17,6 +17,7 @@ import msgpack
 import pytest
 import structlog
 import zmq
+from packets import udp
 
 from lockstep import config
 from lockstep.batch import Batch
@@ -27,6 +28,7 @@ from lockstep.control import ControlError, Listener, request
 from lockstep.link.curve import generate
 from lockstep.link.zmq import Curve, LinkError, Receiver, Sender
 from lockstep.log import configure
+from lockstep.service import core_of
 from lockstep.shell import Shell
 from lockstep.streams import EVENTS, CommandError, Core, Cut, Event, Gap, Item, Output
 
@@ -364,6 +366,87 @@ def test_outputs_of_a_tick_reach_the_other_core(stage: Callable[..., Stage]) -> 
     here.cores["redirector"].deadline = 0.0
     here.until(lambda: here.cores["rewriter"].pushed)
     assert here.cores["rewriter"].pushed == [("to_guest", [b"due"])]
+
+
+def test_what_a_command_gives_comes_before_what_arrives_after_it(stage: Callable[..., Stage]) -> None:
+    """A cut lies where it was asked for, though a frame waits at a port already."""
+    here = stage("mirror", "comparer")
+    mirror = here.cores["mirror"]
+    mirror.command = lambda op, arguments, now: ({}, [("primary", Cut(1, "prepare"))])  # type: ignore[method-assign]
+    mirror.answers["guest"] = lambda item: [("primary", item)]
+    answered = here.ask("mirror", "cut")
+    here.far["guest"].write(one("after"))
+    here.until(lambda: len(here.cores["comparer"].pushed) == 2)
+    assert answered["ok"] is True
+    assert here.cores["comparer"].pushed == [("primary", Cut(1, "prepare")), ("primary", [b"after"])]
+
+
+class LendingPort(Port):
+    """A port whose batches lie in one buffer, filled anew by each read, as those of a TAP do."""
+
+    def __init__(self, inner: MemoryPort) -> None:
+        super().__init__(inner.name, inner.vnet)
+        self._inner = inner
+        self._buffer = bytearray(1 << 16)
+        self.lent = 0
+
+    def fileno(self) -> int:
+        return self._inner.fileno()
+
+    def read(self) -> Batch | None:
+        self._buffer[:] = bytes((self.lent & 0xFF,)) * len(self._buffer)
+        batch = self._inner.read()
+        if batch is None:
+            return None
+        self.lent += 1
+        self._buffer[: len(batch.data)] = batch.data
+        return Batch(memoryview(self._buffer)[: len(batch.data)], batch.lengths, batch.vnet)
+
+    def write(self, batch: Batch) -> None:
+        self._inner.write(batch)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def test_the_four_services_in_one_process_keep_nothing_of_a_ports_buffer(node: Node) -> None:
+    """The real cores: what the primary says is held, while its port's buffer is filled again and again."""
+    near, far = {}, {}
+    for label in ("mirror.network", "mirror.guest", "redirector.uplink", "rewriter.guest"):
+        inner, far[label] = pair(label)
+        near[label] = LendingPort(inner)
+    cores = {service: core_of(service, node) for service in config.all_services()}
+    shell = Shell(node, cores, ports=near)
+    said = [udp(f"datagram {number}".encode(), sport=number % 3 + 1) for number in range(60)]
+    heard: list[bytes] = []
+
+    def hear(wanted: int) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while len(heard) < wanted:
+            assert time.monotonic() < deadline, f"{len(heard)} of {wanted} left"
+            shell.step(0.01)
+            batch = far["mirror.network"].read()
+            heard.extend(batch.frames() if batch is not None else [])
+
+    try:
+        for frame in said:
+            far["mirror.guest"].write(Batch.of([frame]))
+        while near["mirror.guest"].lent < len(said):
+            shell.step(0.01)
+        assert far["mirror.network"].read() is None
+        far["mirror.network"].write(one("the network says something as well"))
+        for frame in said:
+            far["rewriter.guest"].write(Batch.of([frame]))
+        hear(len(said))
+        copied = far["rewriter.guest"].read()
+    finally:
+        shell.close()
+        for port in far.values():
+            port.close()
+    for sport in (1, 2, 3):  # in order, each flow
+        assert [frame for frame in heard if frame[35] == sport] == [frame for frame in said if frame[35] == sport]
+    assert copied is not None
+    assert copied.frames() == [b"the network says something as well"]
 
 
 # Time.
