@@ -37,6 +37,8 @@ from lockstep.wiring import SERVICES
 MOST_MESSAGES = 64
 #: Requests and events taken before the frames get their turn.
 MOST_REQUESTS = 8
+#: Seconds for which a time-out is put off, at most, while there is unread what may make it needless.
+MOST_PUT_OFF = 5.0
 #: Log lines a second about events and about refused messages.
 LOG_BURST = 20
 
@@ -82,6 +84,8 @@ class Shell:
         self._ports: dict[tuple[Service, str], Port] = {}
         self._senders: dict[str, Sender] = {}
         self._receivers: dict[str, Receiver] = {}
+        #: Streams whose last turn ended before everything was read.
+        self._unread: set[str] = set()
         self._servers: dict[Service, Server] = {}
         self._allowed: keys.AllowList | None = None
         self._recorder: Recorder | None = None
@@ -183,6 +187,10 @@ class Shell:
                     self._push(service, receiver.stream, item, now)
                 if taken > MAX_BATCH:
                     break
+            if items is not None and receiver.socket.poll(0):
+                self._unread.add(receiver.stream)
+            else:
+                self._unread.discard(receiver.stream)
             if receiver.rejected() > rejected and self._rejections_allowed.allows(now):
                 more = self._rejections_allowed.take_suppressed()
                 log.warning(
@@ -335,9 +343,13 @@ class Shell:
             self._acts[source](now)
         for service, core in self._cores.items():
             deadline = core.next_deadline()
-            if deadline is not None and deadline <= now:
+            if deadline is not None and deadline <= now and not self._put_off(service, deadline, now):
                 self._carry_out(service, core.tick(now), now)
                 self._settle(now)
+
+    def _put_off(self, service: Service, deadline: float, now: float) -> bool:
+        """Whether a time-out is judged later: what it waits for may lie in a link, unread."""
+        return now < deadline + MOST_PUT_OFF and any(stream in self._unread for stream in SERVICES[service].takes)
 
     def run(self) -> None:
         """Loop until SIGTERM, SIGINT or `drain`; then close everything."""

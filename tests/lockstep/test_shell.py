@@ -29,7 +29,7 @@ from lockstep.link.curve import generate
 from lockstep.link.zmq import Curve, LinkError, Receiver, Sender
 from lockstep.log import configure
 from lockstep.service import core_of
-from lockstep.shell import Shell
+from lockstep.shell import MOST_PUT_OFF, Shell
 from lockstep.streams import EVENTS, CommandError, Core, Cut, Event, Gap, Item, Output
 
 #: Seconds until a wait is in vain.
@@ -487,6 +487,45 @@ def test_outputs_of_a_tick_are_carried_out(stage: Callable[..., Stage]) -> None:
     assert batch is not None
     assert batch.frames() == [b"due"]
     assert len(core.ticks) == 1
+
+
+def test_a_timeout_waits_until_what_may_make_it_needless_is_read(
+    stage: Callable[..., Stage], sender: Callable[..., Sender]
+) -> None:
+    """What the secondary said a while ago may lie in the link; a turn takes little more than a MiB of it."""
+    here, secondary = stage("comparer"), sender("secondary")
+    core = here.cores["comparer"]
+    for _ in range(5):
+        secondary.send(Batch.of([bytes(60_000)] * 10), 0)
+
+    def the_next_has_come(item: Item) -> list[Output]:
+        if len(core.pushed) < 5:
+            here.shell._receivers["secondary"].socket.poll(PATIENCE * 1000)
+        return []
+
+    core.answers["secondary"] = the_next_has_come
+    pushed_before: list[int] = []
+    core.when_ticked = lambda: pushed_before.append(len(core.pushed))
+    here.until(lambda: core.pushed)
+    core.deadline = time.monotonic()
+    here.until(lambda: core.ticks)
+    assert pushed_before == [5]
+
+
+def test_a_timeout_is_not_put_off_for_ever(stage: Callable[..., Stage], sender: Callable[..., Sender]) -> None:
+    here, secondary = stage("comparer"), sender("secondary")
+    core = here.cores["comparer"]
+
+    def another(item: Item) -> list[Output]:
+        secondary.send(Batch.of([bytes(60_000)] * 20), 0)
+        here.shell._receivers["secondary"].socket.poll(PATIENCE * 1000)
+        return []
+
+    core.answers["secondary"] = another
+    secondary.send(one("first"), 0)
+    here.until(lambda: core.pushed)
+    core.deadline = time.monotonic() - MOST_PUT_OFF
+    here.until(lambda: core.ticks)
 
 
 # Control.
