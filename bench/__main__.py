@@ -62,6 +62,35 @@ def comparer(
     (figures.dump if as_json else bench.show)(document)
 
 
+@app.command()
+def proxy(
+    peer: Peer = None,
+    as_json: AsJson = False,
+    runs: Runs = 3,
+    scale: Annotated[
+        float, typer.Option(min=0.001, help="How much work: 1 downloads 96 MiB and sets 60,000 keys.")
+    ] = 1.0,
+    only: Annotated[list[str] | None, typer.Option(help="Only this workload; repeatable.")] = None,
+) -> None:
+    """The whole proxy, from network to network: download, redis SET with 1 and 32 clients, ping.
+
+    Client and servers are network namespaces; between them stands in turn a plain bridge, QEMU's four
+    filters, and our four services, each a process of its own, on the same devices. Needs root,
+    iproute2, iputils-ping, redis-server and redis-tools. QEMU's filters stall for good at their first
+    divergence, since nothing checkpoints here; that is bounded by a time-out, and said.
+    """
+    from bench import figures
+    from bench import proxy as bench
+    from bench.comparer import tell
+    from bench.workloads import WORKLOADS
+
+    known = [workload.name for workload in WORKLOADS]
+    if unknown := set(only or ()) - set(known):
+        raise typer.BadParameter(f"no workload {', '.join(unknown)}; there are {', '.join(known)}")
+    document = bench.measure(tuple(only or ()), peer=_peer(peer), runs=runs, scale=scale, say=tell)
+    (figures.dump if as_json else bench.show)(document)
+
+
 def main() -> None:
     """Entry point."""
     try:
