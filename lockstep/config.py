@@ -31,7 +31,9 @@ OnDivergence = Literal["hold", "unprotect", "checkpoint"]
 
 ENV_PREFIX = "LOCKSTEP_"
 #: Variables of the project that are not settings of a node.
-ENV_RESERVED = frozenset({"LOCKSTEP_CONFIG", "LOCKSTEP_REQUIRE", "LOCKSTEP_CORPUS", "LOCKSTEP_COMPILE"})
+ENV_RESERVED = frozenset(
+    {"LOCKSTEP_CONFIG", "LOCKSTEP_REQUIRE", "LOCKSTEP_CORPUS", "LOCKSTEP_COMPILE", "LOCKSTEP_BUILD", "LOCKSTEP_FLOOD"}
+)
 
 _MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}", re.IGNORECASE)
 _TCP = re.compile(r"tcp://(?P<host>\[[0-9a-fA-F:.%]+\]|[A-Za-z0-9._-]+|\*):(?P<port>[0-9]{1,5})")

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast, get_args
 
-from lockstep import __version__, config, exits
+import structlog
+
+from lockstep import __version__, build, config, exits
 from lockstep.capture.base import PortError, PortPermissionError
 from lockstep.config import ConfigError, Node, Service
 from lockstep.link.zmq import LinkError, LinkPermissionError
@@ -42,6 +44,9 @@ def run(services: tuple[Service, ...], path: Path | None, capture: str | None = 
     except (PortError, LinkError) as error:
         print(f"can't start: {error}", file=sys.stderr)
         return exits.UNAVAILABLE
+    advice = build.advice()
+    if advice is not None:
+        structlog.get_logger().warning("build_is_slow", why=advice)
     try:
         shell.run()
     except PortError as error:

@@ -19,6 +19,7 @@ from typing import Any
 import structlog
 import zmq
 
+from lockstep import build
 from lockstep import config as configuration
 from lockstep.batch import MAX_BATCH, Batch
 from lockstep.capture import open_port
@@ -315,6 +316,7 @@ class Shell:
         return {
             "service": service,
             "node": self._node.node,
+            "build": build.describe(),
             "pid": os.getpid(),
             "fused": list(self._cores) if len(self._cores) > 1 else [],
             "epoch": core.epoch,

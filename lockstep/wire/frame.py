@@ -1,3 +1,4 @@
+# cython: boundscheck=False, wraparound=False, initializedcheck=False
 """Dissection of one frame: where its fields lie, without copying any of them."""
 
 from __future__ import annotations
@@ -5,12 +6,51 @@ from __future__ import annotations
 from lockstep.batch import Buffer
 from lockstep.wire import ethernet, icmp, ipv4, ipv6, tcp, udp, vlan
 
+try:
+    import cython
+except ImportError:  # needed to compile, not to run
+    from lockstep.wire import uncompiled as cython
+
 #: Kinds of frames. MALFORMED can't be read to its end; CHATTER belongs to the link, not to a flow.
 MALFORMED, CHATTER, TCP, UDP, ICMP, ICMPV6, OTHER_IP, FRAGMENT, UNKNOWN = range(9)
 
 KIND_NAMES = ("malformed", "chatter", "tcp", "udp", "icmp", "icmpv6", "ip", "fragment", "unknown")
 
 IPPROTO_ICMP, IPPROTO_IGMP, IPPROTO_TCP, IPPROTO_UDP, IPPROTO_ICMPV6 = 1, 2, 6, 17, 58
+
+
+# The same as C integers, where this is compiled (frame.pxd).
+_KIND_MALFORMED, _KIND_CHATTER, _KIND_TCP, _KIND_UDP = MALFORMED, CHATTER, TCP, UDP
+_KIND_ICMP, _KIND_ICMPV6, _KIND_OTHER_IP, _KIND_FRAGMENT = ICMP, ICMPV6, OTHER_IP, FRAGMENT
+_KIND_UNKNOWN = UNKNOWN
+_IPPROTO_ICMP, _IPPROTO_IGMP, _IPPROTO_TCP, _IPPROTO_UDP = IPPROTO_ICMP, IPPROTO_IGMP, IPPROTO_TCP, IPPROTO_UDP
+_IPPROTO_ICMPV6 = IPPROTO_ICMPV6
+_ETH_HEADER, _ETH_VLAN, _ETH_QINQ, _ETH_IPV4 = ethernet.HEADER, ethernet.VLAN, ethernet.QINQ, ethernet.IPV4
+_ETH_IPV6, _ETH_SMALLEST_TYPE = ethernet.IPV6, ethernet.SMALLEST_TYPE
+_VLAN_MOST_TAGS, _VLAN_TAG = vlan.MOST_TAGS, vlan.TAG
+_IPV4_HEADER, _IPV4_PROTOCOL, _IPV4_MORE_FRAGMENTS, _IPV4_OFFSET_MASK = (
+    ipv4.HEADER,
+    ipv4.PROTOCOL,
+    ipv4.MORE_FRAGMENTS,
+    ipv4.OFFSET_MASK,
+)
+_IPV4_FRAGMENT = ipv4.FRAGMENT
+_IPV6_HEADER, _IPV6_NEXT_HEADER, _IPV6_HOP_BY_HOP, _IPV6_ROUTING = (
+    ipv6.HEADER,
+    ipv6.NEXT_HEADER,
+    ipv6.HOP_BY_HOP,
+    ipv6.ROUTING,
+)
+_IPV6_DESTINATION_OPTIONS, _IPV6_AUTHENTICATION, _IPV6_FRAGMENT, _IPV6_MOST_EXTENSIONS = (
+    ipv6.DESTINATION_OPTIONS,
+    ipv6.AUTHENTICATION,
+    ipv6.FRAGMENT,
+    ipv6.MOST_EXTENSIONS,
+)
+_IPV6_JUMBO = ipv6.JUMBO
+_TCP_HEADER, _TCP_DATA_OFFSET = tcp.HEADER, tcp.DATA_OFFSET
+_UDP_HEADER, _UDP_LENGTH = udp.HEADER, udp.LENGTH
+_ICMP_HEADER = icmp.HEADER
 
 
 class Frame:
@@ -39,13 +79,23 @@ class Frame:
     )
 
     def __init__(self) -> None:
-        self.kind = MALFORMED
+        self.kind = _KIND_MALFORMED
         self.start = self.end = self.tags = self.ethertype = self.l3 = self.l4 = 0
         self.version = self.protocol = self.payload = self.payload_end = 0
 
 
 def dissect(f: Frame, buf: Buffer, start: int, end: int) -> int:
     """Fill `f` for the Ethernet frame `buf[start:end]` and return its kind. Never raises."""
+    if start < 0 or end > len(buf):
+        raise IndexError(f"no frame lies at {start} to {end} in a buffer of {len(buf)} bytes")
+    if cython.compiled:
+        return dissect_at(f, cython.address(buf[0]), start, end)
+    else:  # noqa: RET505  (a compiler leaves it out only like this)
+        return dissect_at(f, buf, start, end)
+
+
+def dissect_at(f: Frame, buf: Buffer, start: int, end: int) -> int:
+    """`dissect` where `buf[start:end]` is known to exist; compiled, `buf` is a plain pointer."""
     f.start = start
     f.end = end
     f.version = f.protocol = f.tags = 0
@@ -54,84 +104,84 @@ def dissect(f: Frame, buf: Buffer, start: int, end: int) -> int:
 
 
 def _link(f: Frame, buf: Buffer, start: int, end: int) -> int:
-    if end - start < ethernet.HEADER:
-        return MALFORMED
-    at = start + ethernet.HEADER
+    if end - start < _ETH_HEADER:
+        return _KIND_MALFORMED
+    at = start + _ETH_HEADER
     ethertype = buf[at - 2] << 8 | buf[at - 1]
-    while ethertype in (ethernet.VLAN, ethernet.QINQ):
-        if f.tags == vlan.MOST_TAGS or end - at < vlan.TAG:
-            return MALFORMED
+    while ethertype in (_ETH_VLAN, _ETH_QINQ):
+        if f.tags == _VLAN_MOST_TAGS or end - at < _VLAN_TAG:
+            return _KIND_MALFORMED
         f.tags += 1
-        at += vlan.TAG
+        at += _VLAN_TAG
         ethertype = buf[at - 2] << 8 | buf[at - 1]
     f.ethertype = ethertype
     f.l3 = at
-    if ethertype == ethernet.IPV4:
+    if ethertype == _ETH_IPV4:
         return _ipv4(f, buf, at, end)
-    if ethertype == ethernet.IPV6:
+    if ethertype == _ETH_IPV6:
         return _ipv6(f, buf, at, end)
-    if ethertype in ethernet.CHATTER or ethertype < ethernet.SMALLEST_TYPE:
-        return CHATTER
+    if ethertype in ethernet.CHATTER or ethertype < _ETH_SMALLEST_TYPE:
+        return _KIND_CHATTER
     f.l4 = f.payload = at
     f.payload_end = end
-    return UNKNOWN
+    return _KIND_UNKNOWN
 
 
 def _ipv4(f: Frame, buf: Buffer, at: int, end: int) -> int:
-    if end - at < ipv4.HEADER or buf[at] >> 4 != 4:
-        return MALFORMED
+    if end - at < _IPV4_HEADER or buf[at] >> 4 != 4:
+        return _KIND_MALFORMED
     header = (buf[at] & 0xF) << 2
     total = buf[at + 2] << 8 | buf[at + 3]
-    if not total and buf[at + ipv4.PROTOCOL] == IPPROTO_TCP:
-        total = end - at  # a super-frame too long for the field (BIG TCP)
-    if header < ipv4.HEADER or total < header or total > end - at:
-        return MALFORMED
+    if not total and buf[at + _IPV4_PROTOCOL] == _IPPROTO_TCP:
+        total = end - at  # a super-frame too long for the field (BIG _KIND_TCP)
+    if header < _IPV4_HEADER or total < header or total > end - at:
+        return _KIND_MALFORMED
     f.version = 4
-    f.protocol = buf[at + ipv4.PROTOCOL]
+    f.protocol = buf[at + _IPV4_PROTOCOL]
     f.l4 = at + header
     f.payload_end = at + total
-    if (buf[at + 6] << 8 | buf[at + 7]) & (ipv4.MORE_FRAGMENTS | ipv4.OFFSET_MASK):
-        f.payload = at + ipv4.FRAGMENT
-        return FRAGMENT
+    if (buf[at + 6] << 8 | buf[at + 7]) & (_IPV4_MORE_FRAGMENTS | _IPV4_OFFSET_MASK):
+        f.payload = at + _IPV4_FRAGMENT
+        return _KIND_FRAGMENT
     return _transport(f, buf)
 
 
 def _ipv6(f: Frame, buf: Buffer, at: int, end: int) -> int:
-    if end - at < ipv6.HEADER or buf[at] >> 4 != 6:
-        return MALFORMED
-    total = ipv6.HEADER + (buf[at + 4] << 8 | buf[at + 5])
-    if total == ipv6.HEADER:
+    if end - at < _IPV6_HEADER or buf[at] >> 4 != 6:
+        return _KIND_MALFORMED
+    total = _IPV6_HEADER + (buf[at + 4] << 8 | buf[at + 5])
+    if total == _IPV6_HEADER:
         total += _jumbo_length(buf, at, end)
     if total > end - at:
-        return MALFORMED
+        return _KIND_MALFORMED
     f.version = 6
     f.payload_end = end = at + total
-    following = buf[at + ipv6.NEXT_HEADER]
-    at += ipv6.HEADER
+    following = buf[at + _IPV6_NEXT_HEADER]
+    at += _IPV6_HEADER
     walked = 0
     while following in (
-        ipv6.HOP_BY_HOP,
-        ipv6.ROUTING,
-        ipv6.DESTINATION_OPTIONS,
-        ipv6.AUTHENTICATION,
-        ipv6.FRAGMENT,
+        _IPV6_HOP_BY_HOP,
+        _IPV6_ROUTING,
+        _IPV6_DESTINATION_OPTIONS,
+        _IPV6_AUTHENTICATION,
+        _IPV6_FRAGMENT,
     ):
         walked += 1
-        if walked > ipv6.MOST_EXTENSIONS or end - at < 8:
-            return MALFORMED
-        if following == ipv6.FRAGMENT:
+        if walked > _IPV6_MOST_EXTENSIONS or end - at < 8:
+            return _KIND_MALFORMED
+        if following == _IPV6_FRAGMENT:
             if (buf[at + 2] << 8 | buf[at + 3]) & 0xFFF9:
                 f.protocol = buf[at]
                 f.payload = at + 2
                 f.l4 = at + 8
-                return FRAGMENT
+                return _KIND_FRAGMENT
             length = 8  # an atomic fragment is a whole datagram (RFC 6946)
-        elif following == ipv6.AUTHENTICATION:
+        elif following == _IPV6_AUTHENTICATION:
             length = (buf[at + 1] + 2) << 2
         else:
             length = (buf[at + 1] + 1) << 3
         if length > end - at:
-            return MALFORMED
+            return _KIND_MALFORMED
         following = buf[at]
         at += length
     f.protocol = following
@@ -141,44 +191,44 @@ def _ipv6(f: Frame, buf: Buffer, at: int, end: int) -> int:
 
 def _jumbo_length(buf: Buffer, at: int, end: int) -> int:
     """Payload length of a jumbogram (RFC 2675), as BIG TCP writes it: a hop-by-hop header with that option first."""
-    options = at + ipv6.HEADER
-    if buf[at + ipv6.NEXT_HEADER] != ipv6.HOP_BY_HOP or end - options < 8 or buf[options + 2] != ipv6.JUMBO:
+    options = at + _IPV6_HEADER
+    if buf[at + _IPV6_NEXT_HEADER] != _IPV6_HOP_BY_HOP or end - options < 8 or buf[options + 2] != _IPV6_JUMBO:
         return 0
-    return int.from_bytes(buf[options + 4 : options + 8], "big")
+    return (buf[options + 4] << 24 | buf[options + 5] << 16 | buf[options + 6] << 8 | buf[options + 7]) & 0xFFFFFFFF
 
 
 def _transport(f: Frame, buf: Buffer) -> int:
     at = f.l4
     room = f.payload_end - at
     protocol = f.protocol
-    if protocol == IPPROTO_TCP:
-        if room < tcp.HEADER:
-            return MALFORMED
-        header = (buf[at + tcp.DATA_OFFSET] >> 4) << 2
-        if header < tcp.HEADER or header > room:
-            return MALFORMED
+    if protocol == _IPPROTO_TCP:
+        if room < _TCP_HEADER:
+            return _KIND_MALFORMED
+        header = (buf[at + _TCP_DATA_OFFSET] >> 4) << 2
+        if header < _TCP_HEADER or header > room:
+            return _KIND_MALFORMED
         f.payload = at + header
-        return TCP
-    if protocol == IPPROTO_UDP:
-        if room < udp.HEADER:
-            return MALFORMED
-        length = buf[at + udp.LENGTH] << 8 | buf[at + udp.LENGTH + 1]
-        if length < udp.HEADER or length > room:
-            return MALFORMED
-        f.payload = at + udp.HEADER
+        return _KIND_TCP
+    if protocol == _IPPROTO_UDP:
+        if room < _UDP_HEADER:
+            return _KIND_MALFORMED
+        length = buf[at + _UDP_LENGTH] << 8 | buf[at + _UDP_LENGTH + 1]
+        if length < _UDP_HEADER or length > room:
+            return _KIND_MALFORMED
+        f.payload = at + _UDP_HEADER
         f.payload_end = at + length
-        return UDP
-    if protocol == IPPROTO_ICMP and f.version == 4:
-        if room < icmp.HEADER:
-            return MALFORMED
-        f.payload = at + icmp.HEADER
-        return ICMP
-    if protocol == IPPROTO_ICMPV6 and f.version == 6:
-        if room < icmp.HEADER:
-            return MALFORMED
-        f.payload = at + icmp.HEADER
-        return CHATTER if buf[at] in icmp.V6_CHATTER else ICMPV6
-    if protocol == IPPROTO_IGMP and f.version == 4:
-        return CHATTER
+        return _KIND_UDP
+    if protocol == _IPPROTO_ICMP and f.version == 4:
+        if room < _ICMP_HEADER:
+            return _KIND_MALFORMED
+        f.payload = at + _ICMP_HEADER
+        return _KIND_ICMP
+    if protocol == _IPPROTO_ICMPV6 and f.version == 6:
+        if room < _ICMP_HEADER:
+            return _KIND_MALFORMED
+        f.payload = at + _ICMP_HEADER
+        return _KIND_CHATTER if buf[at] in icmp.V6_CHATTER else _KIND_ICMPV6
+    if protocol == _IPPROTO_IGMP and f.version == 4:
+        return _KIND_CHATTER
     f.payload = at
-    return OTHER_IP
+    return _KIND_OTHER_IP
