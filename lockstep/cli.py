@@ -136,7 +136,8 @@ def demo(
     repeat: Annotated[int, typer.Option(min=1, help="How often everything is run.")] = 1,
     size: Annotated[str | None, typer.Option(help="Bytes of each transfer, as in 256MiB.")] = None,
     capture: Annotated[
-        CaptureChoice | None, typer.Option(help="tap: in namespaces; memory: without; default: tap where allowed.")
+        CaptureChoice | None,
+        typer.Option(help="tap, packet: in namespaces; memory: without; default: tap where allowed."),
     ] = None,
     keep_logs: Annotated[Path | None, typer.Option(help="Folder that takes logs and configurations.")] = None,
     fuse: Annotated[bool, typer.Option("--fuse", help="The services of each node in one process.")] = False,

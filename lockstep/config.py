@@ -26,7 +26,7 @@ from lockstep.wiring import LOCAL, SERVICES
 
 Stream = Literal["ingress", "to_guest", "from_guest", "primary", "secondary", "released"]
 Service = Literal["mirror", "redirector", "rewriter", "comparer"]
-Frontend = Literal["tap", "pcap", "memory"]
+Frontend = Literal["tap", "packet", "pcap", "memory"]
 OnDivergence = Literal["hold", "unprotect", "checkpoint"]
 
 ENV_PREFIX = "LOCKSTEP_"
@@ -141,9 +141,16 @@ class Port(_Model):
     """A capture frontend's two-way end. Each frontend uses the settings it knows."""
 
     capture: Frontend | None = Field(None, description="frontend of this port alone; default: the node's `capture`")
-    device: str | None = Field(None, description="tap: name of the interface; made if it doesn't exist")
-    netns: str | None = Field(None, description="tap: network namespace of the interface: a name, a path or a pid")
-    mtu: Annotated[int, Field(ge=576, le=65535)] | None = Field(None, description="tap: set on the interface")
+    device: str | None = Field(
+        None, description="tap, packet: name of the interface; a TAP is made if it doesn't exist"
+    )
+    netns: str | None = Field(
+        None, description="tap, packet: network namespace of the interface: a name, a path or a pid"
+    )
+    mtu: Annotated[int, Field(ge=576, le=65535)] | None = Field(None, description="tap, packet: set on the interface")
+    fanout: Annotated[int, Field(ge=1, le=65535)] | None = Field(
+        None, description="packet: a number shared by all that read this interface; each flow comes to one of them"
+    )
     read: Path | None = Field(None, description="pcap: file whose frames come in (pcap or pcapng)")
     write: Path | None = Field(None, description="pcap: file that takes the frames that go out (.pcap or .pcapng)")
 
@@ -601,8 +608,9 @@ def _endpoints(node: Node, services: tuple[Service, ...]) -> Iterator[tuple[str,
 def _port_faults(node: Node, service: str, name: str) -> list[Fault]:
     port, frontend = node.port(service, name), node.frontend(service, name)
     setting = f"{service}.{name}"
-    if frontend == "tap" and not port.device:
-        return [Fault(f"{setting}.device", "", "missing, and capture is `tap`", 'Name the interface, as in "vnet0".')]
+    if frontend in ("tap", "packet") and not port.device:
+        why = f"missing, and capture is `{frontend}`"
+        return [Fault(f"{setting}.device", "", why, 'Name the interface, as in "vnet0".')]
     if frontend == "pcap" and not (port.read or port.write):
         way_out = "Set `read`, `write` or both."
         return [Fault(f"{setting}.read", "", "missing, and so is `write`, and capture is `pcap`", way_out)]

@@ -14,17 +14,21 @@ def open_port(node: Node, service: str, name: str) -> Port:
     settings = node.port(service, name)
     frontend = node.frontend(service, name)
     label = f"{service}.{name}"
-    if frontend == "tap":
-        from lockstep.capture.tap import TapPort
-
+    if frontend == "tap" or frontend == "packet":
         if settings.device is None:
-            raise PortError(f"{label}.device is missing, and capture is `tap`; name the interface")
-        return TapPort(label, settings.device, settings.netns, settings.mtu)
+            raise PortError(f"{label}.device is missing, and capture is `{frontend}`; name the interface")
+        if frontend == "tap":
+            from lockstep.capture.tap import TapPort
+
+            return TapPort(label, settings.device, settings.netns, settings.mtu)
+        from lockstep.capture.packet import PacketPort
+
+        return PacketPort(label, settings.device, settings.netns, settings.mtu, settings.fanout)
     if frontend == "pcap":
         from lockstep.capture.pcap import PcapPort
 
         return PcapPort(label, settings.read, settings.write)
     if frontend == "memory":
-        way_out = "it joins cores inside one process (tests, `lockstep demo`); choose tap or pcap"
+        way_out = "it joins cores inside one process (tests, `lockstep demo`); choose another"
         raise PortError(f"{label}: capture `memory` has no other end in a process of its own; {way_out}")
     raise AssertionError(f"no such frontend: {frontend}")

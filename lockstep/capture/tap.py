@@ -11,12 +11,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import socket
 import struct
 from array import array
 
 from lockstep.batch import MAX_BATCH, MAX_FRAME, Batch
 from lockstep.capture.base import Port, PortError, PortPermissionError
+from lockstep.capture.interface import bring_up
 from lockstep.capture.netns import entered
 from lockstep.wire.vnet import convert
 
@@ -27,9 +27,6 @@ TUNSETOFFLOAD = 0x400454D0
 TUNSETVNETHDRSZ = 0x400454D8
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN = 0x01, 0x02, 0x04, 0x08
-
-SIOCGIFFLAGS, SIOCSIFFLAGS, SIOCSIFMTU = 0x8913, 0x8914, 0x8922
-IFF_UP = 0x1
 
 #: `struct virtio_net_hdr`. With Ethernet's 14 bytes it puts the IP header on a multiple of 4.
 VNET = 10
@@ -48,7 +45,7 @@ class TapPort(Port):
         with entered(netns, name):
             self._fd = _open(name, device, netns)
             try:
-                _bring_up(name, device, mtu)
+                bring_up(name, device, mtu)
             except PortError:
                 self.close()
                 raise
@@ -145,20 +142,3 @@ def _open(name: str, device: str, netns: str | None) -> int:
         way_out = ways_out.get(error.errno or 0, "name another device")
         raise PortError(f"{name}.device = {where}: {error.strerror}; {way_out}") from error
     return fd
-
-
-def _bring_up(name: str, device: str, mtu: int | None) -> None:
-    """Set the MTU and IFF_UP, from within the device's namespace."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        request = struct.pack("16sH22x", device.encode(), 0)
-        try:
-            if mtu is not None:
-                fcntl.ioctl(control, SIOCSIFMTU, struct.pack("16si20x", device.encode(), mtu))
-            flags = struct.unpack_from("H", fcntl.ioctl(control, SIOCGIFFLAGS, request), 16)[0]
-            if not flags & IFF_UP:
-                fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sH22x", device.encode(), flags | IFF_UP))
-        except PermissionError as error:
-            way_out = "run with CAP_NET_ADMIN, or bring it up (and set its MTU) beforehand"
-            raise PortPermissionError(f"{name}.device = {device}: {error.strerror}; {way_out}") from error
-        except OSError as error:
-            raise PortError(f"{name}.device = {device}: {error.strerror}; check `mtu`") from error

@@ -18,7 +18,7 @@ ScenarioChoice = Literal["serve", "diverge", "failover", "all"]
 NetworkChoice = Literal["ipv4", "ipv6", "vlan", "all"]
 DirectionChoice = Literal["download", "upload", "all"]
 OpenedByChoice = Literal["client", "guest", "all"]
-CaptureChoice = Literal["tap", "memory"]
+CaptureChoice = Literal["tap", "packet", "memory"]
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", re.IGNORECASE)
 _FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
@@ -30,8 +30,8 @@ class DemoOptions:
 
     scenario: which of the three, or all. json: one JSON object on stdout, progress on stderr.
     network, direction, opened_by: limit the runs to those. repeat: times that everything is run.
-    size: bytes of each transfer. capture: `tap` insists on namespaces, `memory` on none of them;
-    None takes namespaces where they are to be had. keep_logs: directory that takes each run's logs.
+    size: bytes of each transfer. capture: `tap` and `packet` insist on namespaces, `memory` on none of
+    them; None takes namespaces and `tap` where they are to be had. keep_logs: directory that takes each run's logs.
     fuse: the services of each node share a process (in memory they always do).
     """
 

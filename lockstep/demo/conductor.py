@@ -77,12 +77,12 @@ def _theatre(options: DemoOptions, display: Display) -> scenarios.Theatre:
             prepare()
             from lockstep.demo.live import Namespaces
 
-            return Namespaces(options.keep_logs, options.fuse)
+            return Namespaces(options.keep_logs, options.fuse, options.capture or "tap")
         except ModuleNotFoundError as missing:
             obstacle = Obstacle(f"the Python package {missing.name} is missing: pip install {missing.name}")
         except Obstacle as found:
             obstacle = found
-        if options.capture == "tap":
+        if options.capture is not None:
             raise obstacle
         display.note(f"In memory, with guests in this process instead of real kernels: {obstacle}.")
     else:

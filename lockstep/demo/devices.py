@@ -4,7 +4,8 @@
                                  │
                                  └─── ls-up  ◀─ redirector … rewriter ─▶ eth0 ── srv2
 
-The devices marked with arrows are TAPs. They are made here, so that they outlive the services.
+The devices marked with arrows are TAPs. They are made here, so that they outlive the services. For the
+frontend `packet` each is one end of a veth pair; the other end, `ls-net0` beside `ls-net`, is a service's.
 """
 
 from __future__ import annotations
@@ -20,6 +21,23 @@ from lockstep.demo import vlan
 from lockstep.demo.addresses import ADDRESSES, CLIENT_MAC, GUEST_MAC, VLAN_ID
 from lockstep.demo.namespaces import Namespace, Obstacle, add_tap
 
+#: Ports → their devices, and the namespace of each, for the frontends that have devices.
+Place = tuple[str, str]
+PORTS: dict[str, dict[str, Place]] = {
+    "tap": {
+        "mirror.network": ("ls-net", "network"),
+        "mirror.guest": ("eth0", "srv"),
+        "redirector.uplink": ("ls-up", "network"),
+        "rewriter.guest": ("eth0", "srv2"),
+    },
+    "packet": {
+        "mirror.network": ("ls-net0", "network"),
+        "mirror.guest": ("ls-srv", "network"),
+        "redirector.uplink": ("ls-up0", "network"),
+        "rewriter.guest": ("ls-srv2", "network"),
+    },
+}
+
 _QUEUE = 5000
 _NODAD = 0x02  # IFA_F_NODAD, <linux/if_addr.h>
 _ADDR_GEN_NONE = 1  # IN6_ADDR_GEN_MODE_NONE, <linux/if_link.h>
@@ -28,13 +46,13 @@ _ADDR_GEN_NONE = 1  # IN6_ADDR_GEN_MODE_NONE, <linux/if_link.h>
 _QUIET = {"accept_dad": 0, "accept_ra": 0, "autoconf": 0, "router_solicitations": 0}
 
 
-def build(network: Namespace, client: Namespace, guests: Sequence[Namespace]) -> dict[str, str]:
+def build(network: Namespace, client: Namespace, guests: Sequence[Namespace], capture: str = "tap") -> dict[str, str]:
     """Everything in the picture above, up and with its addresses.
 
     Returns the networks that can't be had here, and why. Raises Obstacle where nothing can be had.
     """
     try:
-        return _build(network, client, guests)
+        return _build(network, client, guests, capture)
     except (NetlinkError, OSError) as error:
         why = "bridge, veth and TAP devices can't be made here"
         raise Obstacle(f"{why} ({error}): run as root, on a kernel with bridge, veth and tun") from error
@@ -50,24 +68,32 @@ def probe() -> dict[str, str]:
             namespace.close()
 
 
-def _build(network: Namespace, client: Namespace, guests: Sequence[Namespace]) -> dict[str, str]:
+def _build(network: Namespace, client: Namespace, guests: Sequence[Namespace], capture: str) -> dict[str, str]:
     for namespace in (network, client, *guests):
         with namespace.entered():
             _quieten()
     with network.entered(), IPRoute() as ip:
-        add_tap("ls-net")
-        add_tap("ls-up")
+        for name in ("ls-net", "ls-up"):
+            if capture == "tap":
+                add_tap(name)
+            else:
+                ip.link("add", ifname=name, kind="veth", peer={"ifname": f"{name}0"})
         ip.link("add", ifname="cli", kind="veth", peer={"ifname": "eth0", "net_ns_fd": client.fd})
         ip.link("add", ifname="br0", kind="bridge", br_stp_state=0, br_forward_delay=0, br_mcast_snooping=0)
         bridge = _index(ip, "br0")
         for name in ("cli", "ls-net", "ls-up"):
             ip.link("set", index=_index(ip, name), master=bridge)
         _up(ip, "lo", "cli", "ls-net", "ls-up", "br0")
+        if capture == "packet":
+            for guest, name in zip(guests, ("ls-srv", "ls-srv2"), strict=True):
+                ip.link("add", ifname=name, kind="veth", peer={"ifname": "eth0", "net_ns_fd": guest.fd})
+            _up(ip, "ls-net0", "ls-up0", "ls-srv", "ls-srv2")
     with client.entered():
         missing = _inhabit(CLIENT_MAC, guest=False)
     for namespace in guests:
         with namespace.entered():
-            add_tap("eth0")
+            if capture == "tap":
+                add_tap("eth0")
             _inhabit(GUEST_MAC, guest=True)
     return missing
 

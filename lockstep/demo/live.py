@@ -41,9 +41,10 @@ class Namespaces:
         "failover": {"download": 128 * _MIB, "upload": 128 * _MIB},
     }
 
-    def __init__(self, keep_logs: Path | None, fuse: bool) -> None:
-        self._keep_logs = keep_logs
-        self._fuse = NODE_BY_NODE if fuse else ()
+    def __init__(self, keep_logs: Path | None, fuse: bool, capture: str) -> None:
+        self._more: dict[str, Any] = {
+            "keep_logs": keep_logs, "fuse": NODE_BY_NODE if fuse else (), "capture": capture
+        }  # fmt: skip
         self.missing: Mapping[str, str] = devices.probe()
 
     def serve(self, legs: list[Transfer], display: Display) -> Figures:
@@ -122,7 +123,7 @@ class Namespaces:
 
     @contextmanager
     def _stage(self, on_divergence: str) -> Iterator[Stage]:
-        with Stage(comparer={"on_divergence": on_divergence}, fuse=self._fuse, keep_logs=self._keep_logs) as stage:
+        with Stage(comparer={"on_divergence": on_divergence}, **self._more) as stage:
             try:
                 yield stage
             except control.ControlError as error:

@@ -92,6 +92,7 @@ class Stage:
     comparer: settings of `[comparer]`, on top of `on_divergence = "unprotect"`.
     settings: more settings of both nodes, table by table: `{"rewriter": {"max_flows": 16}}`.
     fuse: services that share a process, as in the setting of that name: NODE_BY_NODE, ALL_IN_ONE.
+    capture: the frontend of every port, one of `devices.PORTS`.
     keep_logs: directory that takes the logs and the configuration at the end.
     log_level: of the services.
 
@@ -106,9 +107,11 @@ class Stage:
         comparer: Mapping[str, Value] | None = None,
         settings: Mapping[str, Mapping[str, Value]] | None = None,
         fuse: Groups = (),
+        capture: str = "tap",
         keep_logs: Path | None = None,
         log_level: str = "info",
     ) -> None:
+        self._capture = capture
         self._settings: dict[str, dict[str, Value]] = {
             "comparer": {"on_divergence": "unprotect", **(comparer or {})},
             "log": {"level": log_level, "format": "json"},
@@ -132,7 +135,7 @@ class Stage:
             self.network_ns, self.client_ns, self.srv_ns, self.srv2_ns = (
                 self._namespace(name, undo) for name in ("network", "client", "srv", "srv2")
             )
-            self.missing = devices.build(self.network_ns, self.client_ns, (self.srv_ns, self.srv2_ns))
+            self.missing = devices.build(self.network_ns, self.client_ns, (self.srv_ns, self.srv2_ns), self._capture)
             self._write_configuration()
             undo.callback(self._end_programs)
             for group in dict.fromkeys(self._process.values()):
@@ -212,23 +215,17 @@ class Stage:
         return namespace
 
     def _write_configuration(self) -> None:
-        ports: dict[str, dict[str, dict[str, Value]]] = {
-            "primary": {
-                "mirror.network": {"device": "ls-net", "netns": self.network_ns.path},
-                "mirror.guest": {"device": "eth0", "netns": self.srv_ns.path},
-            },
-            "secondary": {
-                "redirector.uplink": {"device": "ls-up", "netns": self.network_ns.path},
-                "rewriter.guest": {"device": "eth0", "netns": self.srv2_ns.path},
-            },
-        }
+        ports: dict[str, dict[str, dict[str, Value]]] = {"primary": {}, "secondary": {}}
+        paths = {"network": self.network_ns.path, "srv": self.srv_ns.path, "srv2": self.srv2_ns.path}
+        for port, (device, place) in devices.PORTS[self._capture].items():
+            ports[NODES[port.split(".")[0]]][port] = {"device": device, "netns": paths[place]}
         for node, tables in ports.items():
             services = [service for service, place in NODES.items() if place == node]
             groups = {self._process[service] for service in services if len(self._process[service]) > 1}
             if any(NODES[service] != node for group in groups for service in group):
                 services, tables = list(NODES), {**ports["primary"], **ports["secondary"]}
             top: dict[str, Value] = {
-                "node": node, "services": services, "run_dir": str(self.run_dir), "capture": "tap",
+                "node": node, "services": services, "run_dir": str(self.run_dir), "capture": self._capture,
                 "fuse": [list(group) for group in groups],
             }  # fmt: skip
             path = self._directory.path / f"{node}.toml"

@@ -1,12 +1,19 @@
-"""Cutting a TCP super-frame in two, as a network card would (virtio 1.2 §5.1.6.2, `VIRTIO_NET_HDR_GSO_TCPV4/6`)."""
+"""Cutting a super-frame, in two or into all it stands for, as a network card would.
+
+virtio 1.2 §5.1.6.2, `VIRTIO_NET_HDR_GSO_TCPV4`, `_TCPV6` and `_UDP_L4`.
+"""
 
 from __future__ import annotations
 
 import struct
 
-from lockstep.wire import checksum, ipv4, ipv6, tcp, vnet
+from lockstep.wire import checksum, ipv4, ipv6, tcp, udp, vnet
+from lockstep.wire import frame as kinds
 from lockstep.wire.frame import Frame
 from lockstep.wire.seqnum import add
+
+#: More segments than this are refused: a frame of 64 KiB would become many megabytes.
+MOST_SEGMENTS = 2048
 
 _CWR = 0x80
 
@@ -42,21 +49,62 @@ def split(f: Frame, data: bytes, size: int, at: int) -> tuple[bytes, bytes]:
     return first, rest
 
 
+def segments(f: Frame, data: bytes, size: int) -> list[bytes]:
+    """Every frame that the super-frame `data` stands for, with partial checksums; none if it can't be cut.
+
+    f: the dissected frame. size: of its virtio-net header, at least 10.
+    """
+    step = data[4] | data[5] << 8
+    total = f.payload_end - f.payload
+    if not data[0] & vnet.NEEDS_CSUM or not step or not 0 < total <= step * MOST_SEGMENTS:
+        return []
+    kind = data[1] & ~vnet.GSO_ECN
+    headers = data[: f.payload]
+    places = range(f.payload, f.payload_end, step)
+    payloads = [data[at : min(at + step, f.payload_end)] for at in places]
+    if f.kind == kinds.TCP and kind in (vnet.GSO_TCPV4, vnet.GSO_TCPV6):
+        without = [_CWR | tcp.FIN | tcp.PSH] * len(payloads)
+        without[0] &= ~_CWR
+        without[-1] &= ~(tcp.FIN | tcp.PSH)
+        return [
+            _part(f, headers, payload, n * step, n, flags, step)
+            for n, (payload, flags) in enumerate(zip(payloads, without, strict=True))
+        ]
+    if f.kind == kinds.UDP and kind == vnet.GSO_UDP_L4:
+        return [_datagram(f, headers, payload, n) for n, payload in enumerate(payloads)]
+    return []
+
+
+def _datagram(f: Frame, headers: bytes, payload: bytes, packets: int) -> bytes:
+    part = bytearray(headers)
+    part += payload
+    part[1] = vnet.GSO_NONE
+    part[4:6] = b"\0\0"
+    _U16.pack_into(part, f.l4 + udp.LENGTH, len(part) - f.l4)
+    _shorten(f, part, udp.CHECKSUM, packets)
+    return bytes(part)
+
+
 def _part(f: Frame, headers: bytes, payload: bytes, moved: int, packets: int, without: int, step: int) -> bytes:
     part = bytearray(headers)
     part += payload
     if step and len(payload) <= step:
         part[1] = vnet.GSO_NONE
         part[4:6] = b"\0\0"
-    length = len(part) - f.l4
-    # The partial checksum is the pseudo-header's sum, in which the TCP length takes part.
-    before = f.payload_end - f.l4
-    field = f.l4 + tcp.CHECKSUM
-    partial = _U16.unpack_from(part, field)[0]
-    _U16.pack_into(part, field, checksum.ones_sum(struct.pack(">HHH", partial, ~before & 0xFFFF, length)))
     seq = _U32.unpack_from(part, f.l4 + tcp.SEQ)[0]
     _U32.pack_into(part, f.l4 + tcp.SEQ, add(seq, moved))
     part[f.l4 + tcp.FLAGS] &= ~without
+    _shorten(f, part, tcp.CHECKSUM, packets)
+    return bytes(part)
+
+
+def _shorten(f: Frame, part: bytearray, field: int, packets: int) -> None:
+    """Correct the lengths and the partial checksum of a part; `packets` came before it."""
+    # The partial checksum is the pseudo-header's sum, in which the transport's length takes part.
+    before, length = f.payload_end - f.l4, len(part) - f.l4
+    field += f.l4
+    partial = _U16.unpack_from(part, field)[0]
+    _U16.pack_into(part, field, checksum.ones_sum(struct.pack(">HHH", partial, ~before & 0xFFFF, length & 0xFFFF)))
     if f.version == 4:
         _U16.pack_into(part, f.l3 + ipv4.TOTAL_LENGTH, len(part) - f.l3)
         ident = _U16.unpack_from(part, f.l3 + ipv4.IDENT)[0]
@@ -65,4 +113,3 @@ def _part(f: Frame, headers: bytes, payload: bytes, moved: int, packets: int, wi
         _U16.pack_into(part, f.l3 + ipv4.CHECKSUM, checksum.checksum(part[f.l3 : f.l4]))
     else:
         _U16.pack_into(part, f.l3 + ipv6.PAYLOAD_LENGTH, len(part) - f.l3 - ipv6.HEADER)
-    return bytes(part)

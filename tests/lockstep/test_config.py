@@ -196,7 +196,7 @@ def test_an_unknown_service_lists_the_services(faults: Faults, table: str) -> No
     ("text", "setting", "value", "way_out"),
     [
         ("node = 3", "node", "3", "Write it in quotes."),
-        ('capture = "tup"', "capture", '"tup"', "Choose 'tap', 'pcap' or 'memory'."),
+        ('capture = "tup"', "capture", '"tup"', "Choose 'tap', 'packet', 'pcap' or 'memory'."),
         ('services = "mirror"', "services", '"mirror"', 'Write a list, as in ["a", "b"].'),
         ('services = ["miror"]', "services.0", '"miror"', "Choose 'mirror', 'redirector', 'rewriter' or 'comparer'."),
         ("mirror = 3", "mirror", "3", "Write a table."),

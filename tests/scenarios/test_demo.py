@@ -55,13 +55,14 @@ def check(result: dict[str, Any], scenario: str, mode: str) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("capture", ["tap", "packet"])
 @pytest.mark.parametrize("scenario", sorted(KEYS))
-def test_scenario_in_namespaces(scenario: str) -> None:
-    """Each scenario's verdict is good on real kernels, and is found in the JSON."""
+def test_scenario_in_namespaces(scenario: str, capture: str) -> None:
+    """Each scenario's verdict is good on real kernels, whatever captures, and is found in the JSON."""
     options = ["--scenario", scenario, "--size", SIZES[scenario], "--network", "ipv4", "--opened-by", "client"]
     if scenario == "failover":
         options += ["--direction", "upload"]
-    check(demo(*options, "--capture", "tap"), scenario, "namespaces")
+    check(demo(*options, "--capture", capture), scenario, "namespaces")
 
 
 def test_everything_in_memory() -> None:

@@ -21,11 +21,12 @@ def test_a_port_of_capture_pcap_reads_and_writes_its_files(tmp_path: Path) -> No
     assert (tmp_path / "out.pcap").exists()
 
 
-def test_a_tap_without_a_device_names_the_setting() -> None:
-    with pytest.raises(PortError, match=r"mirror\.guest\.device is missing, and capture is `tap`"):
-        open_port(Node(), "mirror", "guest")
+@pytest.mark.parametrize("frontend", ["tap", "packet"])
+def test_a_port_without_its_device_names_the_setting(frontend: str) -> None:
+    with pytest.raises(PortError, match=rf"mirror\.guest\.device is missing, and capture is `{frontend}`"):
+        open_port(Node.model_validate({"capture": frontend}), "mirror", "guest")
 
 
 def test_memory_has_no_other_end_outside_a_process() -> None:
-    with pytest.raises(PortError, match=r"mirror\.guest: capture `memory` .*choose tap or pcap"):
+    with pytest.raises(PortError, match=r"mirror\.guest: capture `memory` .*choose another"):
         open_port(Node(capture="memory"), "mirror", "guest")
