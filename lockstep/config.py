@@ -183,7 +183,10 @@ class Rewriter(_Model):
 
     guest: Port = Field(default_factory=Port, description="towards the secondary guest")
     max_flows: Annotated[int, Field(ge=16, le=4_000_000)] = Field(
-        65_536, description="connections whose offsets are kept"
+        1_000_000, description="open connections whose offsets are kept; one more passes untouched, and so diverges"
+    )
+    max_half_open: Annotated[int, Field(ge=16, le=4_000_000)] = Field(
+        16_384, description="connections of which only the guest's SYN was seen; the oldest makes way"
     )
     idle_timeout: Annotated[float, Field(ge=1)] = Field(
         86_400.0, description="seconds until a silent connection is forgotten"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
+#: Seconds of silence until what has ended, or never opened, is forgotten.
+SHORT_IDLE = 60.0
 #: Seconds between two looks, and entries looked at each time.
 EVERY = 1.0
 ENTRIES = 5_000

@@ -16,6 +16,7 @@ an address that the primary still knows.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -26,7 +27,7 @@ from lockstep.flow.key import describe
 from lockstep.streams import EVENTS, PRIMARY, RELEASED, SECONDARY, CommandError, Cut, Event, Gap, Item, Output
 from lockstep.wire import arp, ethernet, frame, icmp, tcp
 from lockstep.wire.frame import Frame, dissect
-from services.comparer.ease import STALE, STALL, ease, speaks_for_itself
+from services.comparer.ease import STALE, STALL, can_be_eased, ease, speaks_for_itself
 from services.comparer.evidence import Evidence
 from services.comparer.flow import (
     DIFFERS,
@@ -109,7 +110,7 @@ class Core:
         self.epoch = 0
         self._frame = Frame()
         self._number = 0
-        #: (when its head is due, tie-breaker, flow); one entry a waiting flow, looked at again when due.
+        #: (when to look at its head, tie-breaker, flow); only the earliest entry of a flow counts.
         self._due: list[tuple[float, int, Flow]] = []
         self._ties = 0
         #: A prepared cut: (its epoch, number of the first frame behind it).
@@ -158,8 +159,10 @@ class Core:
     def tick(self, now: float) -> list[Output]:
         """Find heads that waited too long, and flows that are idle."""
         while self._due and self._due[0][0] <= now:
-            flow = heapq.heappop(self._due)[2]
-            flow.timed = False
+            when, _, flow = heapq.heappop(self._due)
+            if when != flow.timed:
+                continue  # an earlier look has taken its place
+            flow.timed = math.inf
             if not flow.held or flow.state != PROTECTED:
                 continue
             if flow.held[0].arrived + self._config.compare_timeout <= now:
@@ -344,6 +347,7 @@ class Core:
         syn = is_syn(f, data)
         if flow.state == UNPROTECTED and syn:
             flow.state = PROTECTED  # a new connection
+            self._events.append(Event("protected", describe(flow.key) | {"key": flow.key}))
         if flow.state in (UNPROTECTED, PASSED):
             self.counters["unchecked"] += 1
             return True
@@ -407,11 +411,14 @@ class Core:
 
     def _watch(self, flow: Flow, now: float) -> None:
         """Look at this flow again when its head is stuck, and when it is due."""
-        if not flow.timed:
-            flow.timed = True
+        head = flow.held[0]
+        when = head.arrived + self._config.compare_timeout
+        if can_be_eased(head):
+            # The longer it is stuck the rarer: many flows that wait for long must not be much work.
+            when = min(when, max(head.arrived, now) + max(STALL, (now - head.arrived) / 4))
+        if when < flow.timed:
+            flow.timed = when
             self._ties += 1
-            arrived = flow.held[0].arrived
-            when = min(arrived + self._config.compare_timeout, max(arrived, now) + STALL)
             heapq.heappush(self._due, (when, self._ties, flow))
 
     def _ease(self, flow: TcpFlow, now: float) -> None:

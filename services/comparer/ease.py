@@ -15,7 +15,7 @@ from __future__ import annotations
 import struct
 
 from lockstep.batch import Buffer
-from lockstep.wire import gso, tcp, vnet
+from lockstep.wire import frame, gso, tcp, vnet
 from lockstep.wire.checksum import moved32
 from lockstep.wire.frame import Frame, dissect
 from lockstep.wire.seqnum import diff
@@ -31,9 +31,14 @@ STALL = 0.02
 STALE = 0.1
 
 
+def can_be_eased(head: Held) -> bool:
+    """Whether anything but the secondary's word can ever move this head: no SYN, no RST, nothing but TCP."""
+    return head.kind == frame.TCP and not head.data[head.l4 + tcp.FLAGS] & (tcp.SYN | tcp.RST)
+
+
 def ease(flow: TcpFlow, head: Held, f: Frame) -> tuple[bytes, bytes] | None:
     """What of the head may leave, and what of it stays (b"" for nothing); None if nothing may leave."""
-    if head.data[head.l4 + tcp.FLAGS] & (tcp.SYN | tcp.RST):
+    if not can_be_eased(head):
         return None
     leaving, staying = head.data, b""
     size = head.payload_end - head.payload

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -63,8 +64,8 @@ class Flow:
         self.held: deque[Held] = _NOTHING
         self.held_bytes = 0
         self.touched = now
-        #: A time-out for this flow is in the core's heap.
-        self.timed = False
+        #: When the core looks at this flow's head next (an entry in its heap); inf: not.
+        self.timed = math.inf
         #: When the client's RST passed to the secondary, which has been silent since.
         self.reset_at: float | None = None
         #: The flow has ended; it is forgotten sooner.

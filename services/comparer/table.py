@@ -9,19 +9,19 @@ from __future__ import annotations
 from lockstep.batch import Buffer
 from lockstep.config import Comparer
 from lockstep.flow.key import flow_key
-from lockstep.flow.sweep import Sweep
+from lockstep.flow.sweep import SHORT_IDLE, Sweep
 from lockstep.wire import frame, tcp
 from lockstep.wire.frame import Frame
 from services.comparer.datagram import DatagramFlow
 from services.comparer.flow import Flow
 from services.comparer.tcp import TcpFlow
 
-#: Seconds until a flow of datagrams, or one that has ended or never opened, is forgotten.
-SHORT_IDLE = 60.0
-
 
 class FlowTable:
     """Flows by key. `kept` is the bytes and `held` the frames kept for all of them.
+
+    Half-open flows, of which nothing but SYNs and RSTs was seen, have a pool of their own: a flood fills it
+    and turns it over, oldest first. No other flow ever makes way for a new one.
 
     counters: of the comparer; `dropped_evicted` counts held frames of flows that had to make way.
     """
@@ -39,26 +39,26 @@ class FlowTable:
         """The flow of a dissected frame, made if it is new; None where a limit refuses it."""
         key = flow_key(f, data)
         flow = self.flows.get(key)
-        syn = is_syn(f, data)
+        opening = opens(f, data)
         if flow is not None:
-            if not syn and key in self.half_open:
+            if not opening and key in self.half_open:
                 del self.half_open[key]
             return flow
-        if not self._room(syn):
+        if not self._room(opening):
             return None
         if f.kind == frame.TCP:
             flow = TcpFlow(key, now, self.config.max_flow_bytes)
-            if syn:
+            if opening:
                 self.half_open[key] = None
         else:
             flow = DatagramFlow(key, now, self.config.compare_timeout)
         self.flows[key] = flow
         return flow
 
-    def _room(self, syn: bool) -> bool:
+    def _room(self, opening: bool) -> bool:
         """Make room for one more flow, if there can be any."""
         full = len(self.flows) >= self.config.max_flows
-        if (full or (syn and len(self.half_open) >= self.config.max_half_open)) and self.half_open:
+        if (full or (opening and len(self.half_open) >= self.config.max_half_open)) and self.half_open:
             self._forget(next(iter(self.half_open)))
             return True
         return not full
@@ -105,3 +105,8 @@ class FlowTable:
 def is_syn(f: Frame, data: Buffer) -> bool:
     """Whether a dissected frame is a TCP segment with SYN."""
     return f.kind == frame.TCP and bool(data[f.l4 + tcp.FLAGS] & tcp.SYN)
+
+
+def opens(f: Frame, data: Buffer) -> bool:
+    """Whether a flow of which only this was seen is half-open: a SYN, or the RST that refuses one."""
+    return f.kind == frame.TCP and bool(data[f.l4 + tcp.FLAGS] & (tcp.SYN | tcp.RST))

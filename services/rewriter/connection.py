@@ -27,6 +27,10 @@ _U16 = struct.Struct(">H")
 #: (RFC 1122 §4.2.3.6); anything else belongs to another connection.
 _FIRST_ACK_WINDOW = 1 << 24
 
+#: How a connection ends: a FIN of each side, or a RST.
+_GUESTS_FIN, _CLIENTS_FIN, _RESET = 1, 2, 4
+_BOTH_FINS = _GUESTS_FIN | _CLIENTS_FIN
+
 
 class Connection:
     """One connection, keyed by the guest's direction."""
@@ -36,6 +40,8 @@ class Connection:
         "client_tsecr",
         "delta",
         "delta_ts",
+        "doomed",
+        "ends",
         "isn",
         "known",
         "macs",
@@ -57,6 +63,10 @@ class Connection:
         #: A SYN of the guest waits for the client's answer: its number, its TSval, and the client's next number.
         self.waiting = False
         self.opened_by_guest = False
+        #: This incarnation is released unchecked, so it is reset at a failover.
+        self.doomed = False
+        #: Of the ways in which a connection ends, those that were seen.
+        self.ends = 0
         #: The client's RST passed, and was told.
         self.reset_told = False
         self.isn = self.peer_next = 0
@@ -64,6 +74,27 @@ class Connection:
         #: What the client said last, in the primary's space: for resets, and for a clock that never steps back.
         self.client_ack: int | None = None
         self.client_tsecr: int | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Nothing but repetitions is to be expected."""
+        return self.ends & _BOTH_FINS == _BOTH_FINS or bool(self.ends & _RESET)
+
+    def guest_says(self, flags: int) -> None:
+        """Note what a segment of the guest says about the end."""
+        if flags & tcp.FIN:
+            self.ends |= _GUESTS_FIN
+        if flags & tcp.RST:
+            self.ends |= _RESET
+        elif self.ends & _RESET:
+            self.ends &= ~_RESET  # it goes on, so it has not taken the client's RST (RFC 5961 §3.2)
+
+    def client_says(self, flags: int) -> None:
+        """Note what a segment of the client says about the end."""
+        if flags & tcp.FIN:
+            self.ends |= _CLIENTS_FIN
+        if flags & tcp.RST:
+            self.ends |= _RESET
 
     def guest_syn(self, buf: Buffer, l4: int, payload: int) -> None:
         """The guest opens or accepts. Old deltas stay in use until the client answers this SYN."""
@@ -75,7 +106,7 @@ class Connection:
             return  # sent again; the first one's clock is kept, so that the mapped one never lags
         self.isn = seq
         self.waiting = True
-        self.reset_told = False
+        self.reset_told = self.doomed = False
         self.opened_by_guest = not accepts
         self.peer_next = ack
         timestamps, _, _ = options(buf, l4, payload)
@@ -100,6 +131,7 @@ class Connection:
         if timestamps and self.tsval is not None:
             self.delta_ts = add(_U32.unpack_from(buf, timestamps + 6)[0], -self.tsval)
         self.known, self.waiting = True, False
+        self.ends = 0
         self.client_ack = self.client_tsecr = None
         return True
 

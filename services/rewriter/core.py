@@ -18,18 +18,18 @@ from typing import Any
 from lockstep.batch import Batch, BatchBuilder
 from lockstep.config import Node
 from lockstep.flow.key import describe, flow_key, quoted_tcp, reversed_key
-from lockstep.flow.sweep import Sweep
 from lockstep.streams import EVENTS, FROM_GUEST, GUEST, TO_GUEST, CommandError, Cut, Event, Gap, Item, Output
 from lockstep.wire import frame, icmp, tcp, vnet
 from lockstep.wire.frame import Frame, dissect
 from services.rewriter.connection import Connection, set_quoted_seq
 from services.rewriter.reset import reset, segment_of
+from services.rewriter.table import ConnectionTable
 
 #: Seconds after a failover in which an event may still arrive that the comparer published before it.
 EVENTS_UNDER_WAY = 0.25
 #: Pairs of MAC addresses that are kept once for all connections between them.
 MOST_PAIRS = 4096
-#: Unprotected connections that are remembered for a reset, at most.
+#: Unprotected connections of unknown numbers that are remembered for a reset, at most.
 MOST_DOOMED = 65_536
 
 
@@ -38,26 +38,24 @@ class Core:
 
     def __init__(self, config: Node) -> None:
         self.epoch = 0
-        self._config = config.rewriter
         self.counters = dict.fromkeys(
             (
-                "to_guest_frames", "from_guest_frames", "malformed", "learned", "refused_connections", "forgotten",
-                "resets", "gaps_to_guest", "dropped_from_guest",
+                "to_guest_frames", "from_guest_frames", "malformed", "learned", "refused_connections",
+                "evicted_half_open", "forgotten", "resets", "gaps_to_guest", "dropped_from_guest",
             ),
             0,
         )  # fmt: skip
-        self._connections: dict[bytes, Connection] = {}
-        #: Connections released unchecked, oldest first.
+        self._table = ConnectionTable(config.rewriter, self.counters)
+        #: Unknown connections that are released unchecked, oldest first; known ones are marked.
         self._doomed: dict[bytes, None] = {}
         self._macs: dict[bytes, bytes] = {}
         self._speaking = False
         self._heard_until = 0.0
         self._frame = Frame()
-        self._sweep = Sweep()
 
     def push(self, stream: str, item: Item, now: float) -> list[Output]:
         """Take a batch or cut, or an event of the comparer or the redirector."""
-        self._sweep.start(now)
+        self._table.start(now)
         if isinstance(item, Batch):
             if stream == GUEST:
                 self.counters["from_guest_frames"] += len(item)
@@ -68,8 +66,7 @@ class Core:
         elif isinstance(item, Cut) and stream == TO_GUEST:
             if item.phase == "commit":
                 self.epoch = max(self.epoch, item.epoch)
-                self.counters["forgotten"] += len(self._connections)
-                self._connections.clear()
+                self._table.clear()
                 self._doomed.clear()
             return [(FROM_GUEST, item)]
         elif isinstance(item, Gap) and stream == TO_GUEST:
@@ -89,15 +86,37 @@ class Core:
         if event.name == "unprotected" and isinstance(key, bytes):
             if self._speaking and now > self._heard_until:
                 return []
-            self._doomed[key] = None
-            if len(self._doomed) > MOST_DOOMED:
-                del self._doomed[next(iter(self._doomed))]
+            self._doom(key)
             return self._reset_silent([key]) if self._speaking else []
+        if event.name == "protected" and isinstance(key, bytes):
+            self._spare(key)
+            return []
         if event.name == "failover" and event.fields.get("survivor") == "secondary" and not self._speaking:
             self._speaking = True
             self._heard_until = now + EVENTS_UNDER_WAY
-            return self._reset_silent(list(self._doomed))
+            return self._reset_silent(self._table.doomed_keys())
         return []
+
+    def _doom(self, key: bytes) -> None:
+        """Remember that this connection is released unchecked: with what is known of it, or else among the latest."""
+        connection = self._table.get(key)
+        if connection is not None:
+            connection.doomed = True
+            return
+        self._doomed[key] = None
+        if len(self._doomed) > MOST_DOOMED:
+            del self._doomed[next(iter(self._doomed))]
+
+    def _spare(self, key: bytes) -> None:
+        """A new connection took the place of a doomed one."""
+        self._doomed.pop(key, None)
+        connection = self._table.get(key)
+        if connection is not None:
+            connection.doomed = False
+
+    def _is_doomed(self, key: bytes) -> bool:
+        connection = self._table.get(key)
+        return key in self._doomed or (connection is not None and connection.doomed)
 
     def _reset_silent(self, keys: list[bytes]) -> list[Output]:
         """Reset doomed connections whose ends may both be waiting, so that no segment would bring it about.
@@ -107,7 +126,7 @@ class Core:
         f = self._frame
         frames = []
         for key in keys:
-            connection = self._connections.get(key)
+            connection = self._table.get(key)
             if connection is None or connection.client_ack is None:
                 continue
             made = segment_of(key, connection.macs)
@@ -134,8 +153,8 @@ class Core:
                 continue
             key = flow_key(f, data) if from_guest else reversed_key(f, data)
             syn = data[f.l4 + tcp.FLAGS] & tcp.SYN
-            if self._speaking and key in self._doomed and not syn:
-                resets += self._resets(f, data, self._connections.get(key), from_guest)
+            if self._speaking and not syn and self._is_doomed(key):
+                resets += self._resets(f, data, self._table.get(key), from_guest)
                 dropped.append((start, end))
                 continue
             partial = bool(size and data[start] & vnet.NEEDS_CSUM)
@@ -153,39 +172,45 @@ class Core:
 
     def _from_guest(self, key: bytes, data: bytearray, partial: bool, syn: bool, now: float) -> None:
         f = self._frame
-        connection = self._connections.get(key)
         if syn:
             if tcp.has_option(data, f.l4 + tcp.HEADER, f.payload, tcp.MD5, tcp.AUTHENTICATION):
-                self._connections.pop(key, None)  # its numbers are signed: they can't be moved
+                self._table.forget(key)  # its numbers are signed: they can't be moved
                 return
-            if connection is None:
-                if len(self._connections) >= self._config.max_flows:
-                    self.counters["refused_connections"] += 1
-                    return
-                connection = self._connections[key] = Connection(now)
+            connection = self._table.of_syn(key, now)
+            if not connection.macs:
                 macs = bytes(data[f.start : f.start + 12])
                 connection.macs = self._macs.setdefault(macs, macs) if len(self._macs) < MOST_PAIRS else macs
             connection.guest_syn(data, f.l4, f.payload)
-            self._doomed.pop(key, None)
-        if connection is None:
-            return
+            if self._speaking:
+                self._spare(key)
+        else:
+            found = self._table.get(key)
+            if found is None:
+                return
+            connection = found
         connection.touched = now
+        connection.guest_says(data[f.l4 + tcp.FLAGS])
         if connection.known and not (syn and connection.waiting):
             connection.to_primary_space(data, f.l4, f.payload, partial, self._speaking)
 
     def _to_guest(self, key: bytes, data: bytearray, partial: bool, now: float) -> list[Event]:
         f = self._frame
-        connection = self._connections.get(key)
+        connection = self._table.get(key)
         if connection is None:
             return []
-        connection.touched = now
+        flags = data[f.l4 + tcp.FLAGS]
         if connection.waiting and connection.client_answers(data, f.l4, f.payload, self._speaking):
             self.counters["learned"] += 1
-        if connection.refuses(data[f.l4 + tcp.FLAGS]):
+            if not self._table.opened(key):
+                return []
+        if connection.known:
+            connection.touched = now
+            connection.client_says(flags)
+        if connection.refuses(flags):
             connection.refuse(data, f.l4, f.payload, partial)
         elif connection.known:
             connection.to_guest_space(data, f.l4, f.payload, partial)
-        if not data[f.l4 + tcp.FLAGS] & tcp.RST or connection.reset_told:
+        if not flags & tcp.RST or connection.reset_told:
             return []
         # The guest will say no more: the comparer need not wait for it.
         connection.reset_told = True
@@ -198,7 +223,7 @@ class Core:
         if quoted is None:
             return
         key, at = quoted
-        connection = self._connections.get(key)
+        connection = self._table.get(key)
         if connection is not None:
             set_quoted_seq(data, at, f.l4 + icmp.CHECKSUM, connection)
 
@@ -220,17 +245,13 @@ class Core:
         return resets
 
     def tick(self, now: float) -> list[Output]:
-        """Forget idle connections."""
-        for key in self._sweep.due(self._connections, now):
-            connection = self._connections.get(key)
-            if connection is not None and now - connection.touched > self._config.idle_timeout:
-                del self._connections[key]
-                self.counters["forgotten"] += 1
+        """Forget connections that are silent."""
+        self._table.sweep(now)
         return []
 
     def next_deadline(self) -> float | None:
         """See Core in lockstep.streams."""
-        return self._sweep.next if self._connections else None
+        return self._table.next_sweep()
 
     def command(self, op: str, arguments: Mapping[str, Any], now: float) -> tuple[dict[str, Any], list[Output]]:
         """It takes no requests of its own: a failover reaches it as the redirector's event."""
@@ -238,7 +259,7 @@ class Core:
 
     def reload(self, config: Node) -> None:
         """Take new limits."""
-        self._config = config.rewriter
+        self._table.config = config.rewriter
 
     def undelivered(self, stream: str, item: Batch | Cut, now: float) -> list[Output]:
         """A full link lost frames; the guest sends them again."""
@@ -250,7 +271,12 @@ class Core:
 
     def status(self) -> dict[str, Any]:
         """How many connections it knows, and how many it will reset."""
-        return {"connections": len(self._connections), "doomed": len(self._doomed), "speaking": self._speaking}
+        return {
+            "connections": len(self._table),
+            "half_open": len(self._table.half_open),
+            "doomed": len(self._doomed) + len(self._table.doomed_keys()),
+            "speaking": self._speaking,
+        }
 
 
 def _batches(frames: list[bytes]) -> list[Batch]:

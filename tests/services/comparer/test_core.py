@@ -916,6 +916,9 @@ def test_an_unprotected_flow_is_protected_again_from_its_next_incarnation_on() -
     sides.primary(data(0, b"a"))
     sides.secondary(data(0, b"x"))
     assert sides.primary(segment(9000, 7001, flags=SYN, options=MSS_WS)) == []
+    assert [event["key"] for event in sides.named("protected")] == [
+        event["key"] for event in sides.named("unprotected")
+    ]
 
 
 def test_checkpoint_is_asked_for_once_until_the_commit() -> None:
@@ -1058,6 +1061,45 @@ def test_a_syn_flood_evicts_no_established_flow() -> None:
     sides.secondary(data(1, b"b"))
     assert sides.primary(data(1, b"b")) == [data(1, b"b")]
     assert sides.conserved()
+
+
+def test_refusals_of_a_flood_evict_no_established_flow() -> None:
+    """The guest answers each SYN to a closed port with a RST, from a flow that nobody hears of again."""
+    sides = Sides(max_flows=64, max_half_open=16)
+    sides.handshake()
+    for port in range(1000):
+        sides.primary(segment(0, 1, flags=RST, dport=port + 1))
+    assert sides.core.status()["half_open"] == 16
+    assert sides.core.counters["refused_flows"] == 0
+    sides.secondary(data(0, b"a"))
+    assert sides.primary(data(0, b"a")) == [data(0, b"a")]
+    assert sides.conserved()
+
+
+def test_a_syn_that_waits_is_looked_at_once_not_every_few_milliseconds() -> None:
+    """Else the SYN-ACKs of a flood keep the comparer from everything else."""
+    sides = Sides(compare_timeout=0.5)
+    for port in range(100):
+        sides.primary(segment(1, 1, flags=SYN, dport=port + 1))
+    assert sides.core.next_deadline() == sides.now + 0.5
+
+
+def test_a_head_that_is_stuck_for_long_is_looked_at_less_and_less(sides: Sides) -> None:
+    sides.primary(data(0, b"a"))
+    looks = []
+    while not sides.named("divergence"):
+        deadline = sides.core.next_deadline()
+        assert deadline is not None
+        looks.append(deadline)
+        sides.wait(deadline - sides.now)
+    assert looks[0] - looks[-1] == pytest.approx(0.02 - 3.0)
+    assert len(looks) < 30
+
+
+def test_a_head_behind_a_syn_is_looked_at_in_time(sides: Sides) -> None:
+    """The SYN's own look would come only after `compare_timeout`."""
+    sides.primary(data(0, b"a"))
+    assert sides.core.next_deadline() == pytest.approx(sides.now + 0.02)
 
 
 def test_an_evicted_flow_does_not_come_back_at_its_time_out() -> None:

@@ -14,7 +14,7 @@ from packets import ACK, FIN, RST, SYN, from_client, segment, timestamps
 from lockstep.batch import Batch
 from lockstep.config import Node
 from lockstep.streams import Cut, Event, Gap
-from services.rewriter.core import Core
+from services.rewriter.core import MOST_DOOMED, Core
 
 MASK = 0xFFFFFFFF
 U32 = st.one_of(st.integers(0, MASK), st.sampled_from([0, 1, MASK, 0x7FFFFFFF, 0x80000000, 0xFFFF, 0xFFFF0000]))
@@ -288,9 +288,9 @@ def test_the_guests_clock_never_steps_back_after_a_failover() -> None:
     assert node.guest(segment(6, 101, options=timestamps(991, 1))) == segment(6, 101, options=timestamps(9001, 1))
 
 
-def unprotected(node: Node2) -> None:
+def unprotected(node: Node2, name: str = "unprotected") -> None:
     flow = bytes((0, 4, 6)) + bytes([10, 77, 0, 2, 10, 77, 0, 1]) + struct.pack(">HH", 80, 40000)
-    node.core.push("events", Event("unprotected", {"key": flow}), node.now)
+    node.core.push("events", Event(name, {"key": flow}), node.now)
 
 
 def test_an_unprotected_connection_is_reset_at_failover_and_not_before() -> None:
@@ -379,11 +379,130 @@ def test_a_new_incarnation_is_no_longer_reset() -> None:
     assert node.guest(segment(3001, 701, flags=FIN)) != b""
 
 
+def opened(node: Node2, port: int) -> None:
+    """Connection number `port`, whose deltas are 4000."""
+    node.guest(segment(1000, 101, flags=SYN, dport=port))
+    node.client(from_client(101, 5001, sport=port))
+
+
+def moves(node: Node2, port: int) -> bool:
+    return node.guest(segment(1001, 101, dport=port)) == segment(5001, 101, dport=port)
+
+
 def test_a_full_table_refuses_new_connections_and_counts_them() -> None:
     node = Node2(max_flows=16)
-    for port in range(20):
-        node.guest(segment(1, 1, flags=SYN, dport=port + 1))
+    for port in range(1, 21):
+        opened(node, port)
     assert node.core.counters["refused_connections"] == 4
+    assert [moves(node, port) for port in range(1, 21)] == [True] * 16 + [False] * 4
+
+
+def test_what_a_full_table_refused_passes_untouched() -> None:
+    node = Node2(max_flows=16)
+    for port in range(1, 17):
+        opened(node, port)
+    node.guest(segment(1000, 101, flags=SYN, dport=17))
+    answer = from_client(101, 5001, sport=17)
+    assert node.client(answer) == answer
+
+
+def test_a_flood_of_syns_evicts_no_open_connection_and_the_oldest_half_open_first() -> None:
+    node = Node2(max_half_open=16)
+    opened(node, 1)
+    for port in range(2, 1002):
+        node.guest(segment(1000, 101, flags=SYN, dport=port))
+    status = node.core.status()
+    assert (status["connections"], status["half_open"]) == (17, 16)
+    assert node.core.counters["evicted_half_open"] == 984
+    assert moves(node, 1)
+    opened(node, 986)
+    assert moves(node, 986)
+    node.client(from_client(101, 5001, sport=985))
+    assert not moves(node, 985)
+
+
+def test_a_syn_that_is_said_again_makes_a_half_open_connection_young() -> None:
+    node = Node2(max_half_open=16)
+    for port in range(1, 17):
+        node.guest(segment(1000, 101, flags=SYN, dport=port))
+    node.guest(segment(1000, 101, flags=SYN, dport=1))
+    node.guest(segment(1000, 101, flags=SYN, dport=17))
+    node.client(from_client(101, 5001, sport=1))
+    assert moves(node, 1)
+
+
+def silent(node: Node2, seconds: float) -> int:
+    """How many connections are left after this time."""
+    for second in range(1, round(seconds) + 1):
+        node.core.tick(second)
+    left: int = node.core.status()["connections"]
+    return left
+
+
+def test_half_open_connections_are_forgotten_after_a_minute() -> None:
+    node = Node2()
+    node.guest(segment(1000, 101, flags=SYN))
+    assert silent(node, 60) == 1
+    assert silent(node, 61) == 0
+
+
+@pytest.mark.parametrize(
+    ("guests", "clients", "minutes"),
+    [(FIN, FIN, 1), (FIN, 0, 1440), (0, FIN, 1440), (RST, 0, 1), (0, RST, 1)],
+)
+def test_a_connection_that_has_ended_is_forgotten_after_a_minute(guests: int, clients: int, minutes: int) -> None:
+    node = Node2()
+    node.accept(1000, 5000)
+    if guests:
+        node.guest(segment(1001, 101, flags=guests))
+    if clients:
+        node.client(from_client(101, 5001, flags=clients))
+    assert silent(node, 60) == 1
+    assert silent(node, 70) == (0 if minutes == 1 else 1)
+
+
+def test_a_guest_that_speaks_on_has_not_taken_a_reset() -> None:
+    """RFC 5961: a RST out of place is answered with a challenge ACK."""
+    node = Node2()
+    node.accept(1000, 5000)
+    node.client(from_client(700, 5001, flags=RST))
+    node.guest(segment(1001, 101))
+    assert silent(node, 70) == 1
+
+
+def test_a_flood_of_unprotected_flows_does_not_save_a_known_one_from_its_reset() -> None:
+    node = Node2()
+    node.accept(1000, 5000)
+    unprotected(node)
+    for number in range(MOST_DOOMED + 1):
+        key = bytes((0, 4, 6, 198, 18)) + struct.pack(">IHH", number, 1, 2)[1:] + bytes(3)
+        node.core.push("events", Event("unprotected", {"key": key}), node.now)
+    assert node.core.status()["doomed"] == MOST_DOOMED + 1
+    node.core.push("events", Event("failover", {"survivor": "secondary"}), 0.0)
+    node.client(from_client(101, 5001))
+    assert [frame[47] for _, frame in node.elsewhere] == [RST | ACK, RST | ACK]
+
+
+def test_a_syn_said_again_saves_no_connection_from_its_reset() -> None:
+    node = Node2()
+    syn = segment(1000, 101, flags=SYN)
+    node.guest(syn)
+    unprotected(node)
+    node.guest(syn)
+    assert node.core.status()["doomed"] == 1
+    node.guest(segment(2000, 101, flags=SYN))
+    assert node.core.status()["doomed"] == 0
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_flow_that_the_comparer_protects_again_is_not_reset(known: bool) -> None:
+    node = Node2()
+    if known:
+        node.accept(1000, 5000)
+    unprotected(node)
+    assert node.core.status()["doomed"] == 1
+    unprotected(node, "protected")
+    assert node.core.status()["doomed"] == 0
 
 
 def test_idle_connections_are_forgotten() -> None:
