@@ -127,20 +127,20 @@ class Comparison:
                 self._unreadable(side, packet, None)
             return
         missing = packet.original_length - len(packet.data)
-        kind, whole = dissected(f, data, missing)
-        if not (self._guests.anyone or self._guests.sent(f, data)):
+        kind, whole, there = dissected(f, data, missing)
+        if not (self._guests.anyone or self._guests.sent(f, whole)):
             return
         self._compared += side == PRIMARY
         if kind == frame.CHATTER:
             self.unchecked += side == PRIMARY
         elif kind == frame.MALFORMED:
             self._unreadable(side, packet, data)
-        elif kind == frame.FRAGMENT and f.payload_end <= len(data):
+        elif kind == frame.FRAGMENT and f.payload_end <= there:
             self._fragment(side, f, whole, packet.number)
         else:
             if kind == frame.FRAGMENT and f.protocol == frame.IPPROTO_TCP:
                 whole = self._begun(f, whole)
-            self._readable(side, f, whole, len(data), missing, packet.number)
+            self._readable(side, f, whole, there, missing, packet.number)
 
     def finish(self) -> None:
         """Both files are at their end."""
@@ -292,6 +292,8 @@ class Comparison:
             held |= {found.primary_frame} - {0}
             found = replace(found, reason=LIMIT) if limit else found
         self.held += len(held)
+        if len(self._told) >= self.limits.max_divergences:
+            return
         self._told.add(key)
         if len(self._told) == self.limits.max_divergences:
             found = replace(found, reason=LIMIT)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from lockstep.capture.pcapfile import LINKTYPE_ETHERNET, Packet
 from lockstep.flow.key import describe, flow_key
-from lockstep.wire import ethernet, frame, ipv4, ipv6
+from lockstep.wire import ethernet, frame, ipv4, ipv6, udp
 from lockstep.wire.frame import Frame, dissect
 
 #: Link types (tcpdump.org/linktypes.html). Files hold 12 and 14 where their writer took its DLT_RAW for one.
@@ -75,39 +75,49 @@ def _cooked(protocol: bytes, hardware: bytes, length: bytes, sender: bytes, rest
     return _NOBODY + mac + protocol + rest
 
 
-def dissected(f: Frame, data: bytes, missing: int) -> tuple[int, bytes]:
-    """Fill `f` for a frame of which `missing` bytes were not captured: its kind, and the frame to read by it.
-
-    What lies behind `len(data)` in that frame is padding. MALFORMED if a header isn't all there.
+def dissected(f: Frame, data: bytes, missing: int) -> tuple[int, bytes, int]:
+    """Fill `f` for a frame of which `missing` bytes were not captured: its kind, the frame to read by it, and
+    how many bytes of that one were captured; padding follows. MALFORMED if a header isn't all there.
     """
     f.ethertype = 0
     kind = dissect(f, data, 0, len(data))
-    if kind != frame.MALFORMED:
-        return kind, data
-    mended = _mended(f, data, max(missing, 0))
-    if mended is None:
-        return kind, data
-    kind = dissect(f, mended, 0, len(mended))
-    if kind not in (frame.MALFORMED, frame.CHATTER) and f.payload > len(data):
+    if kind != frame.MALFORMED and missing <= 0:
+        return kind, data, len(data)
+    mended, there = _true_ip(f, data, max(missing, 0))
+    if mended is not data:
+        kind = dissect(f, mended, 0, len(mended))
+    if kind == frame.MALFORMED and f.version and f.protocol == frame.IPPROTO_UDP and f.payload_end - f.l4 >= udp.HEADER:
+        field = f.l4 + udp.LENGTH
+        mended = mended[:field] + min(f.payload_end - f.l4, _LARGEST).to_bytes(2, "big") + mended[field + 2 :]
+        kind = dissect(f, mended, 0, len(mended))
+    if kind not in (frame.MALFORMED, frame.CHATTER) and f.payload > there:
         f.kind = kind = frame.MALFORMED
-    return kind, mended
+    return kind, mended, there
 
 
-def _mended(f: Frame, data: bytes, missing: int) -> bytes | None:
-    """The frame with an IP length that is true of what was on the wire; None if that isn't what is wrong."""
-    at = f.l3
-    room = len(data) - at
+def _true_ip(f: Frame, data: bytes, missing: int) -> tuple[bytes, int]:
+    """The frame with an IP length that is true of what was on the wire, and how much of it was captured."""
+    at, there = f.l3, len(data)
+    room = there - at
     if f.ethertype == ethernet.IPV4 and room >= ipv4.HEADER:
         field, before = at + ipv4.TOTAL_LENGTH, 0
     elif f.ethertype == ethernet.IPV6 and room >= ipv6.HEADER:
         field, before = at + ipv6.PAYLOAD_LENGTH, ipv6.HEADER
     else:
-        return None
+        return data, there
     claimed = int.from_bytes(data[field : field + 2], "big")
     length = room + missing - before
     if claimed and claimed <= length:
         length = claimed
-    lacking = max(0, before + length - room)
-    if length > _LARGEST or (length == claimed and not lacking):
-        return None
-    return data[:field] + length.to_bytes(2, "big") + data[field + 2 :] + bytes(lacking)
+    padding = bytes(max(0, before + length - room))
+    if length <= _LARGEST:
+        if length == claimed and not padding:
+            return data, there
+        return data[:field] + length.to_bytes(2, "big") + data[field + 2 :] + padding, there
+    if not before or data[at + ipv6.NEXT_HEADER] == ipv6.HOP_BY_HOP:
+        return data, there
+    # A super-frame without the header of a jumbogram (RFC 2675): `dissect` reads it with one.
+    jumbo = data[at + ipv6.NEXT_HEADER : at + ipv6.NEXT_HEADER + 1] + bytes((0, ipv6.JUMBO, 4))
+    jumbo += (length + 8).to_bytes(4, "big")
+    head = data[:field] + bytes((0, 0, ipv6.HOP_BY_HOP)) + data[field + 3 : at + ipv6.HEADER]
+    return head + jumbo + data[at + ipv6.HEADER :] + padding, there + len(jumbo)

@@ -337,7 +337,8 @@ class Ledger:
         for met in self._at(piece.start):
             if met.frames[other] and not met.frames[1 - other]:
                 return self.against(other, piece.start, own)
-        return piece.against or self.against(other, piece.start, own)
+        known = [frame for frame in (piece.against, self.against(other, piece.start, own)) if frame]
+        return min(known, key=lambda frame: abs(frame - own), default=0)
 
     def _at(self, number: int) -> Iterator[Piece]:
         for layer in self._layers:

@@ -31,19 +31,21 @@ class Origin:
 
     isn: its SYN's number, None without one. first: its first segment's number, and `opening` that one's
     first bytes. mate: the origin on the other side. shift: what leads to the primary's numbers; None
-    where that isn't known yet.
+    where that isn't known yet. behind: the connection that came before on this side, if any.
     """
 
     __slots__ = (
         "count", "edges", "first", "isn",
-        "mate", "opening", "shift", "top", "top_place", "waiting",
+        "mate", "opening", "over", "shift", "top", "top_place", "waiting",
     )  # fmt: skip
 
-    def __init__(self, segment: Segment, shift: int | None) -> None:
+    def __init__(self, segment: Segment, shift: int | None, behind: Origin | None = None) -> None:
         self.first = segment.seq
         self.opening = segment.data[:OPENING]
         self.isn = segment.seq if segment.syn else None
         self.mate: Origin | None = None
+        #: Another connection has begun on this side.
+        self.over = False
         self.shift = shift
         self.count = 0
         #: Numbers at which segments begin and end, until this origin has a mate.
@@ -52,7 +54,10 @@ class Origin:
         self.waiting: list[Segment] = []
         # Places are numbers that do not wrap. The byte behind the SYN, or the first number seen, stands at 0.
         self.top = add(segment.seq, 1) if segment.syn else segment.seq
+        # Without a SYN, and far from what was before, it counts on: a capture may lack any part of a stream.
         self.top_place = 0
+        if behind is not None and self.isn is None:
+            self.top_place = behind.top_place & ~MASK | behind.top_place + self.top - behind.top & MASK
 
     def place(self, number: int) -> int:
         """Where a number of this side's stands in its stream."""
@@ -74,10 +79,14 @@ class Origin:
 
     def adopt(self, segment: Segment) -> bool:
         """Take a SYN that came behind its connection's first segments."""
-        if self.isn is not None or self.mate is not None or self.count > MOST_EDGES:
+        if self.isn is not None or self.count > MOST_EDGES:
             return False
         begin = add(segment.seq, 1)
-        if not -1 <= diff(_lowest(self.edges), begin) < JUMP:
+        mate = self.mate
+        if mate is not None:
+            if mate.isn is None or add(segment.seq, self.shift or 0) != add(mate.isn, mate.shift or 0):
+                return False
+        elif not -1 <= diff(_lowest(self.edges), begin) < JUMP:
             return False
         self.isn = segment.seq
         self.top_place = diff(self.top, begin)
@@ -98,10 +107,11 @@ class Origin:
 
 
 def ready(primary: Origin, secondary: Origin) -> bool:
-    """Whether enough was seen of both to judge their distance."""
-    if primary.isn is not None and secondary.isn is not None:
-        return primary.count > 1 and secondary.count > 1
-    return primary.count >= ENOUGH and secondary.count >= ENOUGH
+    """Whether enough was seen of both to judge their distance; of one that is over that is what there is."""
+    if (primary.isn is None) != (secondary.isn is None):
+        return primary.count >= ENOUGH and secondary.count >= ENOUGH
+    enough = ENOUGH if primary.isn is None else 2
+    return all(origin.over or origin.count >= enough for origin in (primary, secondary))
 
 
 def agree(primary: Origin, secondary: Origin, shift: int, *, known: bool) -> bool:

@@ -62,7 +62,9 @@ def _chosen(side: int, path: Path, divergences: Sequence[Divergence]) -> Iterato
         if not wanted and not behind:
             return
         data = as_ethernet(packet)
-        kind, whole = dissected(f, data, packet.original_length - len(packet.data)) if data is not None else (0, b"")
+        kind, whole, _ = (
+            dissected(f, data, packet.original_length - len(packet.data)) if data is not None else (0, b"", 0)
+        )
         key = key_of(f, packet, data, kind, whole)
         hits = wanted.pop(packet.number, None)
         if hits is not None:

@@ -70,44 +70,63 @@ class Stream:
         if len(origins) == MOST_ORIGINS:
             self._join(force=True)
             del origins[0]
-        origins.append(Origin(segment, 0 if side == PRIMARY else None))
+        for origin in origins:
+            origin.over = True
+        origins.append(Origin(segment, 0 if side == PRIMARY else None, origins[-1] if origins else None))
         return origins[-1]
 
     def _join(self, *, force: bool = False) -> None:
-        """Find mates for the secondary's origins; `force`: now or never."""
-        for origin in self._origins[SECONDARY]:
-            if origin.shift is not None:
-                continue
-            found = self._mate(origin, force)
-            if found is None:
-                continue
-            mate, shift = found
-            origin.shift = shift
-            if mate is not None:
-                mate.mate, origin.mate = origin, mate
-                mate.edges, origin.edges = {}, {}
-                if shift not in self.shifts:
-                    self.shifts = (*self.shifts[1 - MOST_ORIGINS :], shift)
-            waiting, origin.waiting = origin.waiting, []
-            for segment in waiting:
-                self.costs[SECONDARY] -= COST + segment.size
-                self._say(SECONDARY, shift, segment)
+        """Find mates for the secondary's origins, those first that are beyond doubt; `force`: now or never."""
+        for find in (self._agreeing, self._nearest, *([self._forced] if force else [])):
+            for origin in self._origins[SECONDARY]:
+                if origin.shift is None and (found := find(origin)) is not None:
+                    self._pair(origin, *found)
 
-    def _mate(self, origin: Origin, force: bool) -> tuple[Origin | None, int] | None:
-        free = [other for other in self._origins[PRIMARY] if other.mate is None]
+    def _pair(self, origin: Origin, mate: Origin | None, shift: int) -> None:
+        """The secondary's origin has its distance now, and its segments wait no longer."""
+        origin.shift = shift
+        if mate is not None:
+            mate.mate, origin.mate = origin, mate
+            mate.edges, origin.edges = {}, {}
+            if shift not in self.shifts:
+                self.shifts = (*self.shifts[1 - MOST_ORIGINS :], shift)
+        waiting, origin.waiting = origin.waiting, []
+        for segment in waiting:
+            self.costs[SECONDARY] -= COST + segment.size
+            self._say(SECONDARY, shift, segment)
+
+    def _free(self) -> list[Origin]:
+        return [other for other in self._origins[PRIMARY] if other.mate is None]
+
+    def _agreeing(self, origin: Origin) -> tuple[Origin, int] | None:
+        """A mate beyond doubt."""
         for shift in dict.fromkeys([*reversed(self.shifts), 0]):
-            for other in free:
+            for other in self._free():
                 if agree(other, origin, shift, known=shift in self.shifts):
                     return other, shift
+        return None
+
+    def _nearest(self, origin: Origin) -> tuple[Origin, int] | None:
+        """The mate with which most edges fall together, once enough was seen: one with a SYN for one with a SYN."""
+        free = self._free()
+        alike = [other for other in free if (other.isn is None) == (origin.isn is None)]
+        if not all(ready(other, origin) for other in alike or free):
+            return None  # one that was not seen enough of may be it, however well another does
+        return self._best(origin, alike or free)
+
+    def _forced(self, origin: Origin) -> tuple[Origin | None, int]:
+        """What there is."""
+        free = self._free()
+        alike = [other for other in free if (other.isn is None) == (origin.isn is None)]
+        return self._best(origin, alike or free) or (None, self._likely(origin))
+
+    def _best(self, origin: Origin, among: list[Origin]) -> tuple[Origin, int] | None:
         best: tuple[int, Origin, int] | None = None
-        for other in free:
-            if force or ready(other, origin):
-                score, shift = distance(other, origin)
-                if best is None or score > best[0]:
-                    best = (score, other, shift)
-        if best is not None:
-            return best[1], best[2]
-        return (None, self._likely(origin)) if force else None
+        for other in among:
+            score, shift = distance(other, origin)
+            if best is None or score > best[0]:
+                best = (score, other, shift)
+        return best and (best[1], best[2])
 
     def _likely(self, origin: Origin) -> int:
         """For an origin without a mate: a distance under which it says what the primary alone has said."""
@@ -210,9 +229,10 @@ class Stream:
         """Where a number of the primary's stands in its stream."""
         origins = [(origin, number) for origin in self._origins[PRIMARY]]
         origins = origins or [(origin, add(number, -(origin.shift or 0))) for origin in self._origins[SECONDARY]]
-        places = [origin.place(at) for origin, at in origins]
-        behind = [place for place in places if place >= 0]
-        return min(behind) if behind else max(places, default=0)
+        places = [(origin.place(at), origin) for origin, at in origins]
+        inside = [place for place, origin in places if 0 <= place <= origin.top_place]
+        behind = [place for place, _ in places if place >= 0]
+        return min(inside or behind) if behind else max((place for place, _ in places), default=0)
 
 
 def _order(finding: Finding) -> tuple[int, bool, int]:

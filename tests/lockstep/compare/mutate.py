@@ -111,9 +111,9 @@ def view(record: Record) -> View | None:
     elif protocol == 17 and min(len(data), end) >= l4 + 8:
         payload = l4 + 8
         length = int.from_bytes(data[l4 + 4 : l4 + 6], "big")
-        if length < 8 or l4 + length > end:
+        if length < 8 or (l4 + length > end and not fragment):
             return None
-        end = l4 + length
+        end = min(end, l4 + length)
     else:
         return None
     return View(data[at] >> 4, protocol, at, l4, payload, end, fragment)
@@ -278,13 +278,18 @@ class Flip:
     flow: str
     offset: int
     frame: int
+    #: The byte as it was, and as it is.
+    byte: tuple[int, int]
 
 
 def flipped(records: list[Record], random: Random, *, protocols: tuple[int, ...] = (6, 17)) -> Flip | None:
     """Change one payload byte of a segment or datagram. None if the capture has none."""
     places = []
+    torn = {_key(r.data, v)[:2] for r in records if (v := view(r)) is not None and v.fragment}
     for index, record in enumerate(records):
         v = view(record)
+        if v is not None and _key(record.data, v)[:2] in torn:
+            continue  # its datagrams' sizes are not to be had from single frames
         if v is not None and not v.fragment and v.protocol in protocols and min(v.end, len(record.data)) > v.payload:
             places.append((index, v))
     if not places:
@@ -296,7 +301,7 @@ def flipped(records: list[Record], random: Random, *, protocols: tuple[int, ...]
     data[at] ^= 1 << random.randrange(8)
     changed = list(records)
     changed[index] = replace(record, data=bytes(data))
-    return Flip(changed, v.flow(record.data), place(records, index, at), index + 1)
+    return Flip(changed, v.flow(record.data), place(records, index, at), index + 1, (record.data[at], data[at]))
 
 
 def place(records: list[Record], index: int, at: int) -> int:
@@ -304,7 +309,7 @@ def place(records: list[Record], index: int, at: int) -> int:
     v = view(records[index])
     assert v is not None
     base = 0
-    origin: int | None = None
+    origins: list[int] = []
     if v.protocol == 6 and numbers(records[index].data, v)[2] & SYN:
         return at - v.payload
     for record in records[: index + 1]:
@@ -315,16 +320,14 @@ def place(records: list[Record], index: int, at: int) -> int:
             base += 0 if record is records[index] else w.end - w.payload
             continue
         seq, _, flags = numbers(record.data, w)
-        if flags & SYN:
-            origin = seq + 1
-        elif origin is None:
-            origin = seq
+        if flags & SYN or not origins:
+            origins.append(seq + bool(flags & SYN))
     if v.protocol == 17:
         return base + at - v.payload
-    assert origin is not None
     seq = numbers(records[index].data, v)[0]
-    distance = (seq - origin) & MASK
-    return at - v.payload + (distance if distance < 1 << 31 else distance - (1 << 32))
+    distance = (seq - origins[-1]) & MASK
+    # Only a little before the origin is before it; else a leap is one forward.
+    return at - v.payload + (distance if distance < (1 << 32) - (1 << 26) else distance - (1 << 32))
 
 
 def _key(data: bytes, v: View) -> tuple[object, ...]:

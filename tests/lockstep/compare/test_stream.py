@@ -1,0 +1,226 @@
+"""One direction of TCP: whose numbers are how far apart, and what is told."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from lockstep.compare.finding import DATA, SYN, UNMATCHED, Finding
+from lockstep.compare.finding import FIN as FIN_DIFFERS
+from lockstep.compare.ledger import PRIMARY, SECONDARY
+from lockstep.compare.segment import Segment
+from lockstep.compare.stream import Stream
+
+FIN, SYN_FLAG, RST, ACK = 1, 2, 4, 16
+MASK = 0xFFFFFFFF
+
+
+class Script:
+    """Feeds a stream with segments, each file's numbered from 1."""
+
+    def __init__(self) -> None:
+        self.stream = Stream()
+        self.frames = [0, 0]
+
+    def say(
+        self, side: int, seq: int, data: bytes = b"", flags: int = ACK, *, ack: int = 9, options: bytes = b""
+    ) -> None:
+        self.frames[side] += 1
+        self.stream.take(side, Segment(self.frames[side], seq & MASK, ack, flags, len(data), data, options))
+
+    def both(self, shift: int, seq: int, data: bytes = b"", flags: int = ACK, *, ack: int = 9) -> None:
+        self.say(PRIMARY, seq, data, flags, ack=ack)
+        self.say(SECONDARY, seq + shift, data, flags, ack=ack)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 1000, 1 << 31, MASK, MASK - 50])
+@pytest.mark.parametrize("with_syn", [True, False])
+def test_a_constant_distance_is_found(shift: int, with_syn: bool) -> None:
+    script = Script()
+    if with_syn:
+        script.both(shift, 5, flags=SYN_FLAG)
+    for number in range(20):
+        script.both(shift, 6 + 10 * number, bytes((number,)) * 10)
+    assert script.stream.conclude() is None
+
+
+def test_each_incarnation_has_a_distance_of_its_own() -> None:
+    """Three connections of one pair of ports; a real replica draws each ISN anew."""
+    random = Random(1)
+    script = Script()
+    for incarnation in range(3):
+        isn, shift = random.randrange(1 << 32), random.randrange(1 << 32)
+        script.both(shift, isn, flags=SYN_FLAG)
+        for number in range(3):
+            script.both(shift, isn + 1 + 5 * number, bytes((incarnation, number)) * 2 + b"!")
+        script.both(shift, isn + 16, flags=FIN | ACK)
+    assert script.stream.conclude() is None
+
+
+def test_each_incarnation_without_a_syn_has_one_too() -> None:
+    random = Random(4)
+    script = Script()
+    for incarnation in range(3):
+        start, shift = random.randrange(1 << 32), random.randrange(1 << 32)
+        for number in range(12):
+            script.both(shift, start + 5 * number, bytes((incarnation, number)) * 2 + b"!")
+    assert script.stream.conclude() is None
+
+
+def test_syns_behind_their_data() -> None:
+    """The secondary's capture has the handshake after the first segments."""
+    script = Script()
+    script.say(PRIMARY, 100, flags=SYN_FLAG)
+    script.say(PRIMARY, 101, b"first")
+    script.say(PRIMARY, 106, b"second")
+    script.say(SECONDARY, 7106, b"second")
+    script.say(SECONDARY, 7101, b"first")
+    script.say(SECONDARY, 7100, flags=SYN_FLAG)
+    assert script.stream.conclude() is None
+
+
+def test_the_first_segments_of_a_capture_in_the_middle_may_be_reordered() -> None:
+    """The distance is that under which most edges fall together, not that of the first segments."""
+    script = Script()
+    for number in range(10):
+        script.say(PRIMARY, 1000 * number, bytes((65 + number,)) * 1000)
+    for number in (1, 0, 3, 2, 4, 5, 6, 7, 9, 8):
+        script.say(SECONDARY, 77_000 + 1000 * number, bytes((65 + number,)) * 1000)
+    assert script.stream.conclude() is None
+
+
+def test_offsets_count_from_behind_the_syn_and_beyond_the_wrap() -> None:
+    """The byte behind the SYN is 0, wherever the numbers wrap."""
+    script = Script()
+    isn = MASK - 5
+    script.both(0, isn, flags=SYN_FLAG)
+    script.both(0, isn + 1, b"0123456789")
+    script.say(PRIMARY, isn + 11, b"abcdef")
+    script.say(SECONDARY, isn + 11, b"abcxef")
+    assert script.stream.conclude() == Finding(DATA, 13, 3, 3)
+
+
+def test_offsets_go_on_where_a_capture_lacks_gigabytes() -> None:
+    """From the SYN 3 GiB on, in two leaps that a signed distance could not span."""
+    script = Script()
+    script.both(0, 1, flags=SYN_FLAG)
+    script.both(0, 2, b"begin")
+    script.both(0, 2 + (3 << 30), b"then ")
+    script.say(PRIMARY, 7 + (3 << 30), b"wrong")
+    script.say(SECONDARY, 7 + (3 << 30), b"wRong")
+    assert script.stream.conclude() == Finding(DATA, (3 << 30) + 6, 4, 4)
+
+
+class TestWhatIsTold:
+    """Reasons, places and frames."""
+
+    def both(self) -> Script:
+        script = Script()
+        script.both(50, 0, flags=SYN_FLAG)
+        script.both(50, 1, b"hello")
+        return script
+
+    def test_bytes_that_one_file_lacks(self) -> None:
+        script = self.both()
+        script.say(PRIMARY, 6, b"more")
+        assert script.stream.conclude() == Finding(UNMATCHED, 5, 3, 0)
+        script = self.both()
+        script.say(SECONDARY, 56, b"more")
+        assert script.stream.conclude() == Finding(UNMATCHED, 5, 0, 3)
+
+    def test_the_lowest_of_several(self) -> None:
+        """The first differing byte is the first in the stream, not in time."""
+        script = self.both()
+        script.say(PRIMARY, 26, b"later")
+        script.say(SECONDARY, 76, b"LATER")
+        script.both(50, 16, b"fine")
+        script.say(PRIMARY, 6, b"sooner")
+        script.say(SECONDARY, 56, b"soOner")
+        assert script.stream.conclude() == Finding(DATA, 7, 5, 5)
+
+    def test_fins_at_different_places(self) -> None:
+        script = self.both()
+        script.say(PRIMARY, 6, b"more", FIN | ACK)
+        script.say(SECONDARY, 56, b"", FIN | ACK)
+        assert script.stream.conclude() == Finding(FIN_DIFFERS, 5, 3, 3)
+
+    def test_a_fin_that_one_file_lacks(self) -> None:
+        script = self.both()
+        script.say(SECONDARY, 56, b"", FIN | ACK)
+        assert script.stream.conclude() == Finding(UNMATCHED, 5, 0, 3)
+
+    def test_a_reset_elsewhere(self) -> None:
+        script = self.both()
+        script.both(50, 6, flags=RST)
+        assert script.stream.conclude() is None
+        script.say(PRIMARY, 8, flags=RST)
+        assert script.stream.conclude() == Finding(UNMATCHED, 7, 4, 0)
+
+    def test_syns_that_say_different_things(self) -> None:
+        script = Script()
+        script.say(PRIMARY, 0, flags=SYN_FLAG, options=b"mss 1460")
+        script.say(SECONDARY, 50, flags=SYN_FLAG, options=b"mss 1400")
+        assert script.stream.conclude() == Finding(SYN, 0, 1, 1)
+
+    def test_a_byte_in_the_syn(self) -> None:
+        """TCP Fast Open: the first payload byte is 0."""
+        script = Script()
+        script.say(PRIMARY, 0, b"GET /", SYN_FLAG)
+        script.say(SECONDARY, 50, b"GOT /", SYN_FLAG)
+        assert script.stream.conclude() == Finding(DATA, 1, 1, 1)
+
+    def test_a_connection_that_one_file_lacks(self) -> None:
+        """Told by its first frame."""
+        script = Script()
+        script.say(PRIMARY, 0, flags=SYN_FLAG)
+        script.say(PRIMARY, 1, b"data")
+        assert script.stream.conclude() == Finding(UNMATCHED, 0, 1, 0)
+
+
+class TestAcks:
+    """Neither file acks what the other doesn't."""
+
+    def test_an_ack_ahead_of_the_others_last(self) -> None:
+        script = Script()
+        for ack in (100, 200, 300):
+            script.both(50, 7, ack=ack)
+        script.say(PRIMARY, 7, ack=400)
+        assert script.stream.conclude() == Finding(UNMATCHED, 0, 4, 0)
+        script.say(SECONDARY, 57, ack=500)
+        assert script.stream.conclude() == Finding(UNMATCHED, 0, 0, 4)
+
+    def test_acks_are_in_the_numbers_of_what_comes_back(self) -> None:
+        """The other direction's distance is 1000; by it the two are level."""
+        script = Script()
+        script.say(PRIMARY, 7, ack=1500)
+        script.say(SECONDARY, 57, ack=500)
+        assert script.stream.conclude((1000,)) is None
+        assert script.stream.conclude((900,)) == Finding(UNMATCHED, 0, 1, 0)
+
+    def test_without_anything_to_go_by_acks_are_believed(self) -> None:
+        """One direction alone, one ack each: the distance may be anything."""
+        script = Script()
+        script.say(PRIMARY, 7, ack=1500)
+        script.say(SECONDARY, 57, ack=123)
+        assert script.stream.conclude() is None
+
+    def test_fewer_acks_for_the_same_bytes_are_equal(self) -> None:
+        script = Script()
+        for ack in (100, 200, 300, 400):
+            script.say(PRIMARY, 7, ack=ack)
+        for ack in (100, 400):
+            script.say(SECONDARY, 57, ack=ack)
+        assert script.stream.conclude() is None
+
+
+def test_a_stream_of_contradictions_is_given_up_in_time() -> None:
+    """Other bytes at the same place again and again, in one file: the window stays small, and it ends."""
+    random = Random(3)
+    script = Script()
+    for _ in range(3000):
+        script.say(PRIMARY, random.randrange(2000), random.randbytes(500))
+        if script.stream.hopeless:
+            break
+    assert script.stream.hopeless
+    assert sum(script.stream.costs) < 8 << 20
