@@ -53,6 +53,7 @@ ConfigFile = Annotated[
 ]
 Capture = Annotated[Frontend | None, typer.Option(help="Frontend of every port, instead of the configuration's.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for a program to read.")]
+WhichGuest = Annotated[str | None, typer.Option(help="Which of a comparer's guests, where it serves many.")]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait for each service's answer.", min=0.1)]
 
 
@@ -186,6 +187,7 @@ def failover(
     as_json: AsJson = False,
     timeout: Timeout = 2.0,
     epoch: Annotated[int | None, typer.Option(min=0, help="The last checkpoint known to be committed.")] = None,
+    guest: WhichGuest = None,
 ) -> None:
     """Let this node's replica go on alone.
 
@@ -195,15 +197,17 @@ def failover(
     """
     node = _load(config_file)
     service: Service = "redirector" if "redirector" in node.services or "comparer" not in node.services else "comparer"
-    arguments = {} if epoch is None else {"epoch": epoch}
+    arguments = {"epoch": epoch, "guest": guest}
     answer = _asked(node, service, "failover", timeout, **arguments)
     print(json.dumps(answer) if as_json else f"the {answer['survivor']} goes on alone, epoch {answer['epoch']}")
 
 
 @app.command()
-def checkpoint(config_file: ConfigFile = None, as_json: AsJson = False, timeout: Timeout = 2.0) -> None:
+def checkpoint(
+    config_file: ConfigFile = None, as_json: AsJson = False, timeout: Timeout = 2.0, guest: WhichGuest = None
+) -> None:
     """Ask for a checkpoint: a copy of the primary's state to the secondary."""
-    answer = _asked(_load(config_file), "comparer", "checkpoint", timeout)
+    answer = _asked(_load(config_file), "comparer", "checkpoint", timeout, guest=guest)
     print(json.dumps(answer) if as_json else "a checkpoint was asked for")
 
 
@@ -346,7 +350,8 @@ def _curve(node: Node) -> Curve | None:
 
 def _ask(node: Node, service: Service, op: str, timeout: float, **arguments: Any) -> dict[str, Any]:
     endpoint = config.reachable(node.control_endpoint(service))
-    return request(endpoint, op, timeout, curve=_curve(node), **arguments)
+    given = {name: value for name, value in arguments.items() if value is not None}
+    return request(endpoint, op, timeout, curve=_curve(node), **given)
 
 
 def _asked(node: Node, service: Service, op: str, timeout: float, **arguments: Any) -> dict[str, Any]:
@@ -370,11 +375,16 @@ def _table(answers: dict[str, dict[str, Any]]) -> Table:
         if "error" in answer:
             table.add_row(service, "-", "-", f"[red]{answer['error']}[/red]")
             continue
-        shown = {**answer["counters"], **{k: v for k, v in answer.items() if isinstance(v, bool | int)}}
-        hidden = ("pid", "epoch", "ok")
-        state = "  ".join(f"{name} {value:,}" for name, value in shown.items() if value and name not in hidden)
-        table.add_row(service, str(answer["epoch"]), f"{answer['uptime_s']:.0f} s", state)
+        table.add_row(service, str(answer["epoch"]), f"{answer['uptime_s']:.0f} s", _state(answer))
+        for guest, said in answer.get("guests", {}).items():
+            table.add_row(f"  {guest}", str(said["epoch"]), "", _state(said))
     return table
+
+
+def _state(said: Mapping[str, Any]) -> str:
+    shown = {**said["counters"], **{k: v for k, v in said.items() if isinstance(v, bool | int)}}
+    hidden = ("pid", "epoch", "ok")
+    return "  ".join(f"{name} {value:,}" for name, value in shown.items() if value and name not in hidden)
 
 
 def main() -> None:

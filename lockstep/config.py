@@ -296,6 +296,31 @@ class Guest(_Model):
         return self
 
 
+class ComparedGuest(_Model):
+    """One of the guests of a comparer that serves many."""
+
+    name: Annotated[str, Field(min_length=1, max_length=255)] = Field(
+        description="as stamped on its messages; those of a guest that is not listed are refused"
+    )
+    released: Link = Field(description="its mirror's link: an endpoint, or a table with `endpoint`, `hwm` and `key`")
+    comparer: Comparer = Field(
+        default_factory=Comparer, description="settings of [comparer] that differ for this guest"
+    )
+
+    @field_validator("released", mode="before")
+    @classmethod
+    def _short_link(cls, value: Any) -> Any:
+        return {"endpoint": value} if isinstance(value, str) else value
+
+    @field_validator("comparer")
+    @classmethod
+    def _for_all(cls, value: Comparer) -> Comparer:
+        shared = sorted(value.model_fields_set & {"capture_dir", "capture_files", "capture_bytes"})
+        if shared:
+            raise ValueError(f"{shared[0]} is set for all guests together, under [comparer]")
+        return value
+
+
 class Node(_Model):
     """One node: which services it runs, where their ports and links are."""
 
@@ -310,6 +335,10 @@ class Node(_Model):
         default_factory=dict, description="stream → endpoint, or a table with `endpoint` and `hwm`"
     )
     guest: Guest = Field(default_factory=Guest)
+    guests: tuple[ComparedGuest, ...] = Field(
+        (),
+        description="guests of a comparer that serves many; `links.primary` and `links.secondary` are theirs together",
+    )
     mirror: Mirror = Field(default_factory=Mirror)
     redirector: Redirector = Field(default_factory=Redirector)
     rewriter: Rewriter = Field(default_factory=Rewriter)
@@ -355,6 +384,19 @@ class Node(_Model):
         for endpoint in value.values() if isinstance(value, dict) else value:
             parse_endpoint(endpoint)
         return value
+
+    def of_guest(self, name: str) -> Node:
+        """This node as the comparer of one of its `guests` sees it."""
+        guest = next(guest for guest in self.guests if guest.name == name)
+        own = {setting: getattr(guest.comparer, setting) for setting in guest.comparer.model_fields_set}
+        return self.model_copy(
+            update={
+                "guest": Guest(name=name),
+                "guests": (),
+                "links": {**self.links, "released": guest.released},
+                "comparer": self.comparer.model_copy(update=own),
+            }
+        )
 
     def link(self, stream: str) -> Link:
         """The link of a stream; one that was not configured is ipc in `run_dir`."""
@@ -538,6 +580,11 @@ def _model_at(place: list[str]) -> type[BaseModel] | None:
     for part in place:
         if model is Node and part == "links":
             continue
+        if model is Node and part == "guests":
+            model = ComparedGuest
+            continue
+        if model is ComparedGuest and part.isdigit():
+            continue
         if part in STREAMS and place[0] == "links":
             model = Link
             continue
@@ -565,6 +612,7 @@ def _joint_faults(node: Node, services: tuple[Service, ...]) -> list[Fault]:
     for service in services:
         for name in SERVICES[service].ports:
             faults += _port_faults(node, service, name)
+    faults += _guests_faults(node)
     strangers = [name for group in node.fuse for name in group if node.services and name not in node.services]
     if strangers:
         way_out = "Add it there, or take it out here."
@@ -584,6 +632,20 @@ def _joint_faults(node: Node, services: tuple[Service, ...]) -> list[Fault]:
     return faults
 
 
+def _guests_faults(node: Node) -> Iterator[Fault]:
+    names = [guest.name for guest in node.guests]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        yield Fault("guests", twice, "named twice", "Give each guest a name of its own.")
+    ends = [guest.released.endpoint for guest in node.guests]
+    shared = next((end for end in ends if ends.count(end) > 1), None)
+    if shared is not None:
+        yield Fault("guests", shared, "`released` of two guests", "Each guest's mirror binds an endpoint of its own.")
+    if node.guests and len(node.with_fused(("comparer",))) > 1:
+        way_out = "Take the comparer out of `fuse`: its links lead to many nodes."
+        yield Fault("fuse", json.dumps(node.fuse), "a comparer of many `guests` has a process of its own", way_out)
+
+
 def _run_dir_faults(node: Node) -> list[Fault]:
     if not node.run_dir.is_absolute():
         way_out = "Write it from the root, as in /run/lockstep."
@@ -599,7 +661,10 @@ def _endpoints(node: Node, services: tuple[Service, ...]) -> Iterator[tuple[str,
     for service in services:
         wiring = SERVICES[service]
         for stream in wiring.takes + wiring.gives:
-            if stream in node.links or stream in LOCAL:
+            if stream == "released" and service == "comparer" and node.guests:
+                for guest in node.guests:
+                    yield f"guests.{guest.name}.released", guest.released.endpoint
+            elif stream in node.links or stream in LOCAL:
                 yield f"links.{stream}", node.link(stream).endpoint
         yield f"control.{service}", node.control_endpoint(service)
         yield f"publish.{service}", node.events_endpoint(service)
@@ -640,3 +705,14 @@ def _explain(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, st
         default = field.get_default(call_default_factory=True, validated_data={})
         shown = "" if default is None else json.dumps(default, default=str)
         yield f"{prefix}{name}", shown, field.description or ""
+        listed = next(iter(get_args(field.annotation)), None)
+        if isinstance(listed, type) and issubclass(listed, BaseModel):
+            yield from _explain_listed(listed, f"{prefix}{name}[].")
+
+
+def _explain_listed(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+    """The settings of one of a list's tables; tables in it, which stand elsewhere too, by their name alone."""
+    for name, field in model.model_fields.items():
+        table = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        default = None if table or field.is_required() else field.get_default()
+        yield f"{prefix}{name}", "" if default is None else json.dumps(default), field.description or ""

@@ -15,8 +15,9 @@ import zmq
 from lockstep.link.zmq import LINGER, Curve, IpcLock, bind
 from lockstep.streams import Event
 
-#: Most bytes of a request or an event.
+#: Most bytes of a request; of an answer (the status of many guests) or an event.
 MAX_REQUEST = 64 << 10
+MAX_ANSWER = 16 << 20
 
 Handler = Callable[[str, Mapping[str, Any]], dict[str, Any]]
 
@@ -31,7 +32,7 @@ class ControlRefused(ControlError):
 
 def _limited(socket: zmq.Socket[bytes], curve: Curve | None, *, serves: bool, endpoint: str) -> None:
     socket.setsockopt(zmq.LINGER, LINGER if serves else 0)
-    socket.setsockopt(zmq.MAXMSGSIZE, MAX_REQUEST)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_REQUEST if serves else MAX_ANSWER)
     socket.setsockopt(zmq.SNDHWM, 1000)
     if curve is not None and endpoint.startswith("tcp://"):
         socket.curve_secretkey, socket.curve_publickey = curve.secret, curve.public

@@ -31,7 +31,16 @@ from lockstep.link.zmq import Curve, Receiver, Sender
 from lockstep.log import RateLimit
 from lockstep.report import FRAMES
 from lockstep.report.recorder import Recorder
-from lockstep.streams import EVENTS, CommandError, Core, Event, Item, Output
+from lockstep.streams import (
+    EVENTS,
+    CommandError,
+    Core,
+    Event,
+    Item,
+    Output,
+    of_guest,
+    stream_and_guest,
+)
 from lockstep.wiring import SERVICES
 
 #: Messages taken from one link before the others get their turn.
@@ -79,9 +88,9 @@ class Shell:
         self._consumers: dict[str, Service] = {
             stream: service for service in cores for stream in SERVICES[service].takes
         }
-        self._producers: dict[str, Service] = {
-            stream: service for service in cores for stream in SERVICES[service].gives
-        }
+        #: What each service gives; a comparer of many guests gives each its own `released`.
+        self._gives = {service: self._given(service) for service in cores}
+        self._producers: dict[str, Service] = {stream: service for service in cores for stream in self._gives[service]}
         self._ports: dict[tuple[Service, str], Port] = {}
         self._senders: dict[str, Sender] = {}
         self._receivers: dict[str, Receiver] = {}
@@ -115,19 +124,23 @@ class Shell:
         for stream, service in self._consumers.items():
             if stream not in self._producers:
                 link = node.link(stream)
-                receiver = Receiver(context, stream, link.endpoint, hwm=link.hwm, guest=node.guest.name, curve=curve)
+                names = [guest.name for guest in node.guests] if service == "comparer" else []
+                receiver = Receiver(
+                    context, stream, link.endpoint, hwm=link.hwm, guest=None if names else node.guest.name,
+                    guests=names, curve=curve,
+                )  # fmt: skip
                 self._stack.callback(receiver.close)
                 self._receivers[stream] = receiver
-                self._watch(receiver.socket, self._link_act(service, receiver))
-        for stream in self._producers:
-            if stream not in self._consumers:
-                link = node.link(stream)
+                self._watch(receiver.socket, self._link_act(service, receiver, {g: of_guest(stream, g) for g in names}))
+        for label in self._producers:
+            if label not in self._consumers:
+                plain, guest = stream_and_guest(label)
+                whose = guest or node.guest.name
+                link = (node.of_guest(guest) if guest else node).link(plain)
                 there = self._towards(curve, link.key)
-                sender = Sender(
-                    context, stream, link.endpoint, self._boot, hwm=link.hwm, guest=node.guest.name, curve=there
-                )
+                sender = Sender(context, plain, link.endpoint, self._boot, hwm=link.hwm, guest=whose, curve=there)
                 self._stack.callback(sender.close)
-                self._senders[stream] = sender
+                self._senders[label] = sender
         for service in self._cores:
             server = Server(context, node.control_endpoint(service), node.events_endpoint(service), curve)
             self._stack.callback(server.close)
@@ -143,6 +156,13 @@ class Shell:
                 self._stack.callback(listener.close)
                 for socket in listener.sockets:
                     self._watch(socket, self._event_act(service, listener, socket))
+
+    def _given(self, service: Service) -> tuple[str, ...]:
+        """The streams that a service gives, by the names under which its core gives them."""
+        gives = SERVICES[service].gives
+        if service != "comparer" or not self._node.guests:
+            return gives
+        return tuple(of_guest(stream, guest.name) for stream in gives for guest in self._node.guests)
 
     def _curve(self, context: zmq.Context[zmq.Socket[bytes]]) -> Curve | None:
         if self._node.security.secret_key is None:
@@ -175,7 +195,9 @@ class Shell:
 
         return act
 
-    def _link_act(self, service: Service, receiver: Receiver) -> Act:
+    def _link_act(self, service: Service, receiver: Receiver, labels: Mapping[str | None, str]) -> Act:
+        """labels: on a link of many guests, each guest's name for the stream."""
+
         def act(now: float) -> None:
             taken = 0
             rejected = receiver.rejected()
@@ -183,9 +205,10 @@ class Shell:
                 items = receiver.receive()
                 if items is None:
                     break
+                stream = labels.get(receiver.guest, receiver.stream)
                 for item in items:
                     taken += len(item.data) if isinstance(item, Batch) else 0
-                    self._push(service, receiver.stream, item, now)
+                    self._push(service, stream, item, now)
                 if taken > MAX_BATCH:
                     break
             if items is not None and receiver.socket.poll(0):
@@ -221,10 +244,15 @@ class Shell:
         def act(now: float) -> None:
             for _ in range(MOST_REQUESTS):
                 event = listener.receive(socket)
-                if event is not None:
+                if event is not None and self._concerns(event):
                     self._push(service, EVENTS, event, now)
 
         return act
+
+    def _concerns(self, event: Event) -> bool:
+        """Whether an event is about a guest of this process, as far as both say which."""
+        own, other = self._node.guest.name, event.fields.get("guest")
+        return own is None or other is None or own == other
 
     # --- pushing, and carrying out what a core gives back
 
@@ -266,6 +294,8 @@ class Shell:
                 raise AssertionError(f"{service} gave {type(item).__name__} to {where!r}, which is not wired")
 
     def _tell(self, service: Service, event: Event, now: float) -> None:
+        if self._node.guest.name is not None:
+            event = Event(event.name, {"guest": self._node.guest.name, **event.fields})
         self._servers[service].publish(event)
         for other in self._cores:
             if service in SERVICES[other].hears:
@@ -290,6 +320,9 @@ class Shell:
             return {"stopping": True}
         if op == "reload":
             return self._reload(core, service)
+        own, other = self._node.guest.name, arguments.get("guest")
+        if own is not None and other is not None and own != other:
+            raise ControlRefused(f"this is the {service} of guest {own}, not of {other}")
         try:
             answer, outputs = core.command(op, arguments, now)
         except CommandError as error:
@@ -312,7 +345,7 @@ class Shell:
     def _status(self, service: Service, now: float) -> dict[str, Any]:
         core, wiring = self._cores[service], SERVICES[service]
         links = {s: self._receivers[s].counters for s in wiring.takes if s in self._receivers}
-        links |= {s: self._senders[s].counters for s in wiring.gives if s in self._senders}
+        links |= {s: self._senders[s].counters for s in self._gives[service] if s in self._senders}
         return {
             "service": service,
             "node": self._node.node,

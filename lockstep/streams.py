@@ -33,6 +33,18 @@ EVENTS = "events"
 #: Every stream that a link can carry.
 STREAMS = (INGRESS, TO_GUEST, FROM_GUEST, PRIMARY, SECONDARY, RELEASED)
 
+
+def of_guest(stream: str, guest: str) -> str:
+    """The name of one guest's share of a stream, in a service of many guests: `primary@web`."""
+    return f"{stream}@{guest}"
+
+
+def stream_and_guest(label: str) -> tuple[str, str | None]:
+    """The two parts of such a name; without a guest it is a stream itself."""
+    stream, _, guest = label.partition("@")
+    return stream, guest or None
+
+
 NETWORK = "network"
 GUEST = "guest"
 UPLINK = "uplink"

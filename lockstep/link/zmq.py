@@ -14,6 +14,7 @@ import fcntl
 import os
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -260,7 +261,11 @@ def _joins(last: _Pending, batch: Batch, epoch: int, following: int) -> bool:
 
 
 class Receiver:
-    """The consuming end of a stream: it binds, checks every message and reports gaps."""
+    """The consuming end of a stream: it binds, checks every message and reports gaps.
+
+    guest: the one whose messages are taken, where there is one; those that name none are taken too.
+    guests: those of a link that many producers share. Each message must name one of them.
+    """
 
     def __init__(
         self,
@@ -270,14 +275,19 @@ class Receiver:
         *,
         hwm: int = 32,
         guest: str | None = None,
+        guests: Iterable[str] = (),
         curve: Curve | None = None,
     ) -> None:
         self.stream = stream
+        #: Of a link of many guests: whose message `receive` took last.
+        self.guest: str | None = None
         self.counters = {"messages": 0, "frames": 0, "bytes": 0, "cuts": 0, "gaps": 0, "lost_messages": 0}
         self.counters |= {f"rejected_{reason}": 0 for reason in (*REASONS, "stale")}
         self.last_rejection = ""
         self._guest = guest
         self._sequence = Sequence()
+        #: Each guest's producer counts its own messages.
+        self._sequences = {name: Sequence() for name in guests}
         self.socket = _socket(context, zmq.PULL, endpoint, hwm, curve)
         self._lock = bind(self.socket, endpoint, f"links.{stream}")
 
@@ -289,7 +299,7 @@ class Receiver:
             return None
         try:
             message = decode(parts, self.stream, self._guest)
-            gap = self._sequence.follow(message.boot, message.number)
+            gap = self._sequence_of(message).follow(message.boot, message.number)
         except EnvelopeError as error:
             self.counters[f"rejected_{error.reason}"] += 1
             self.last_rejection = str(error)
@@ -310,6 +320,16 @@ class Receiver:
         self.counters["gaps"] += 1
         self.counters["lost_messages"] += gap.lost or 0
         return [gap, item]
+
+    def _sequence_of(self, message: Message) -> Sequence:
+        """The one that this message belongs to; raises EnvelopeError for a guest that is not served here."""
+        if not self._sequences:
+            return self._sequence
+        sequence = self._sequences.get(message.guest or "")
+        if sequence is None:
+            raise EnvelopeError("guest", f"guest {message.guest and message.guest[:32]!r} is not served here")
+        self.guest = message.guest
+        return sequence
 
     def rejected(self) -> int:
         """How many messages were dropped because they didn't fit."""

@@ -32,8 +32,8 @@ def key_of(node: str) -> str:
     return f"PUBLIC-KEY-OF-THE-{node.upper()}".ljust(40, ".")
 
 
-def test_there_is_one_file_for_each_node_and_one_for_all() -> None:
-    assert [file.stem for file in FILES] == ["comparer", "one-machine", "primary", "secondary"]
+def test_there_is_one_file_for_each_node_one_for_all_and_one_for_many_guests() -> None:
+    assert [file.stem for file in FILES] == ["comparer", "many-guests", "one-machine", "primary", "secondary"]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -84,6 +84,19 @@ def test_no_two_sockets_share_an_address(nodes: dict[str, Node]) -> None:
 def test_a_node_lets_in_both_others_and_not_itself(nodes: dict[str, Node]) -> None:
     for name, node in nodes.items():
         assert set(node.security.peers) == {key_of(other) for other in NODES if other != name}
+
+
+def test_the_comparer_of_many_guests_takes_the_place_of_the_one() -> None:
+    node = config.load(EXAMPLES / "many-guests.toml", environ={})
+    alone = config.load(EXAMPLES / "comparer.toml", environ={})
+    assert [guest.name for guest in node.guests] == ["web", "database"]
+    assert [node.link(stream) for stream in ("primary", "secondary")] == [
+        alone.link(stream) for stream in ("primary", "secondary")
+    ]
+    web, database = (node.of_guest(name) for name in ("web", "database"))
+    assert web.link("released").endpoint == alone.link("released").endpoint
+    assert (web.comparer.compare_timeout, database.comparer.compare_timeout) == (3.0, 0.5)
+    assert {guest.released.key for guest in node.guests} < set(node.security.peers)
 
 
 def test_all_name_the_same_guest(nodes: dict[str, Node]) -> None:

@@ -611,6 +611,34 @@ def test_run_takes_what_is_named_and_what_is_fused_with_it(lockstep: Cli, fused:
     assert answer["fused"] == (["redirector", "rewriter"] if name == "rewriter" else ["mirror", "comparer"])
 
 
+# Many guests.
+
+
+def test_each_guest_of_a_comparer_has_its_line_and_is_commanded_by_name(
+    lockstep: Cli, written: Callable[[str], Path], run_dir: Path
+) -> None:
+    tables = "".join(f'[[guests]]\nname = "{name}"\nreleased = "ipc://{run_dir}/{name}"\n' for name in ("web", "db"))
+    path = written(f'services = ["comparer"]\n{tables}')
+    with subprocess.Popen([LOCKSTEP, "up", "-c", str(path)], stderr=subprocess.PIPE, text=True, env=outside()) as up:
+        try:
+            until(lambda: lockstep("status", "-c", path, "--timeout", "0.5").code == OK, up)
+            shown = lockstep("status", "-c", path).out
+            assert [line.split()[0] for line in shown.splitlines()[1:]] == ["comparer", "web", "db"]
+            assert lockstep("checkpoint", "-c", path).code == USAGE
+            asked = lockstep("checkpoint", "--guest", "web", "--json", "-c", path)
+            assert json.loads(asked.out) == {"guest": "web", "requested": True}
+            gone = lockstep("failover", "--guest", "db", "-c", path)
+            assert gone.out == "the primary goes on alone, epoch 0\n"
+            assert lockstep("failover", "--guest", "nobody", "-c", path).err.startswith("comparer: ")
+            said = json.loads(lockstep("status", "--json", "-c", path).out)["comparer"]["guests"]
+            assert said["web"]["counters"] == {"checkpoint_requests": 1}
+            assert lockstep("explain", "-c", path).out == "no divergence\n"
+            assert lockstep("reload", "-c", path).out == "comparer: reloaded\n"
+        finally:
+            up.terminate()
+            up.communicate(timeout=PATIENCE)
+
+
 # Control over tcp.
 
 

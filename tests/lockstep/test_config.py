@@ -639,3 +639,51 @@ def test_what_is_fused_with_a_service_must_be_configured_too(faults: Faults) -> 
 )
 def test_what_is_no_list_of_services_can_not_be_fused(faults: Faults, text: str) -> None:
     assert all(fault.setting.startswith("fuse") for fault in faults(SOUND + text))
+
+
+# A comparer of many guests.
+
+GUESTS = SOUND + 'services = ["comparer"]\n'
+
+
+def guests(*tables: str) -> str:
+    return GUESTS + "".join(f"[[guests]]\n{table}\n" for table in tables)
+
+
+def test_guests_are_tables_with_settings_of_their_own(load: Load) -> None:
+    node = load(
+        guests(
+            'name = "a"\nreleased = "ipc:///r/a"\n[guests.comparer]\ncompare_timeout = 0.5',
+            'name = "b"\nreleased = { endpoint = "tcp://127.0.0.1:7104", hwm = 8 }',
+        )
+        + '[comparer]\non_divergence = "hold"\n'
+    )
+    a, b = node.of_guest("a"), node.of_guest("b")
+    assert (a.comparer.compare_timeout, a.comparer.on_divergence, a.guest.name) == (0.5, "hold", "a")
+    assert (b.comparer.compare_timeout, b.link("released").endpoint, b.link("released").hwm) == (
+        3.0, "tcp://127.0.0.1:7104", 8,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tables", "setting"),
+    [
+        (('name = "a"\nreleased = "ipc:///r/a"', 'name = "a"\nreleased = "ipc:///r/b"'), "guests"),
+        (('name = "a"\nreleased = "ipc:///r/a"', 'name = "b"\nreleased = "ipc:///r/a"'), "guests"),
+        (('name = ""\nreleased = "ipc:///r/a"',), "guests.0.name"),
+        (('released = "ipc:///r/a"',), "guests.0.name"),
+        (('name = "a"',), "guests.0.released"),
+        (('name = "a"\nreleased = "x"',), "guests.0.released.endpoint"),
+        (('name = "a"\nreleased = "ipc:///r/a"\n[guests.comparer]\nnonsense = 1',), "guests.0.comparer.nonsense"),
+        (('name = "a"\nreleased = "ipc:///r/a"\n[guests.comparer]\ncapture_dir = "/c"',), "guests.0.comparer"),
+        (('name = "a"\nreleased = "tcp://10.0.0.1:7104"',), "guests.a.released"),
+    ],
+)
+def test_a_faulty_guest_is_named(faults: Faults, tables: tuple[str, ...], setting: str) -> None:
+    assert [fault.setting for fault in faults(guests(*tables))] == [setting]
+
+
+def test_a_comparer_of_many_guests_has_a_process_of_its_own(faults: Faults) -> None:
+    text = guests('name = "a"\nreleased = "ipc:///r/a"').replace('["comparer"]', '["comparer", "mirror"]')
+    (fault,) = faults('fuse = ["comparer", "mirror"]\n' + text)
+    assert fault.setting == "fuse"

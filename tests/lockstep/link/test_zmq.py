@@ -201,6 +201,43 @@ def test_a_buffer_may_be_filled_again_once_it_was_sent(
     assert take(far, 2) == [[b"a" * 60_000], [b"b" * 60_000]]
 
 
+def test_on_a_link_of_many_guests_each_producers_messages_are_numbered_for_themselves(
+    ipc: str, sender: MakeSender, receiver: MakeReceiver
+) -> None:
+    there = receiver(ipc, guests=("a", "b"))
+    a, b = sender(ipc, guest="a"), sender(ipc, OTHER_BOOT, guest="b")
+    took: list[tuple[str | None, object]] = []
+
+    def takes(count: int) -> bool:
+        for item in there.receive() or []:
+            took.append((there.guest, item.frames() if isinstance(item, Batch) else item))
+        return len(took) == count
+
+    for number, link in enumerate((a, b, b, a)):
+        link.send(one(str(number)), 0)
+        until(lambda number=number: takes(number + 1))  # type: ignore[misc]
+    assert took == [("a", [b"0"]), ("b", [b"1"]), ("b", [b"2"]), ("a", [b"3"])]
+    a._take_number()
+    a.send(one("4"), 0)
+    until(lambda: takes(6))
+    b.send(one("5"), 0)
+    until(lambda: takes(7))
+    assert took[4:] == [("a", Gap("lost", 1)), ("a", [b"4"]), ("b", [b"5"])]
+
+
+@pytest.mark.parametrize("guest", ["c", "", None])
+def test_a_guest_that_is_not_served_is_counted_and_leaves_the_others_numbers_alone(
+    ipc: str, sender: MakeSender, receiver: MakeReceiver, guest: str | None
+) -> None:
+    there = receiver(ipc, guests=("a", "b"))
+    good, stranger = sender(ipc, guest="a"), sender(ipc, OTHER_BOOT, guest=guest)
+    stranger.send(one("x"), 0)
+    until(lambda: there.receive() == [])
+    good.send(one("0"), 0)
+    assert take(there, 1) == [[b"0"]]
+    assert rejections(there) == {"guest": 1}
+
+
 def test_nothing_waits_where_nothing_was_sent(ipc: str, receiver: MakeReceiver) -> None:
     assert receiver(ipc).receive() is None
 
