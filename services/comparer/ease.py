@@ -44,6 +44,8 @@ def ease(flow: TcpFlow, head: Held, f: Frame) -> tuple[bytes, bytes] | None:
     size = head.payload_end - head.payload
     proven = flow.proven(head.data, head.l4, head.payload, head.payload_end)
     if proven < size:
+        if head.data[head.l4 + tcp.FLAGS] & tcp.URG:
+            return None  # the urgent pointer counts from the whole segment's seq
         step = gso.segment_size(head.data, head.vnet) or gso.cuttable(head.data, head.vnet)
         if not step or proven < step:
             return None

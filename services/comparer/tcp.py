@@ -55,6 +55,7 @@ class TcpFlow(Flow):
         "frontier",
         "frontier_seq",
         "limit",
+        "offered",
         "primary_acked",
         "primary_seen",
         "probe",
@@ -87,6 +88,8 @@ class TcpFlow(Flow):
         self.probe: int | None = None
         #: What the client may be told of the receive window; None until the scale is known.
         self.window: Window | None = None
+        #: The secondary's last ack and window field since its last SYN, until the scale is known.
+        self.offered: tuple[int, int] | None = None
         #: The secondary's SYN that waits for the primary's: (seq, signature).
         self.syn_said: tuple[int, bytes] | None = None
         #: The pair that was proven equal: the primary's (seq, signature), and the secondary's seq.
@@ -229,7 +232,8 @@ class TcpFlow(Flow):
         seq, ack, _, flags = _SEGMENT.unpack_from(buf, l4)
         if flags & tcp.SYN:
             self._opened(seq, signature(buf, l4, payload, end), end - payload)
-            self.window = Window(tcp.window_scale(buf, l4 + tcp.HEADER, payload))
+            if self.window is None:
+                self._scaled(tcp.window_scale(buf, l4 + tcp.HEADER, payload))
         elif flags & tcp.RST:
             self.closed = True
             used = self._reset_alike(seq, ack, flags)
@@ -283,12 +287,19 @@ class TcpFlow(Flow):
         return f.payload_end > f.payload and self.frontier - HISTORY <= end <= self.frontier
 
     def probe_of(self, head: Held) -> tuple[bytes, int] | None:
-        """A keep-alive to the client (RFC 1122 §4.2.3.6), without payload: it answers with an ACK for both guests."""
-        if self.primary_acked is None:
+        """A keep-alive to the client (RFC 1122 §4.2.3.6), without payload: it answers with an ACK for both guests.
+
+        It tells of no more room than the client knows of. A SYN has the clock of another connection.
+        """
+        flags = head.data[head.l4 + tcp.FLAGS]
+        if self.primary_acked is None or flags & tcp.SYN:
             return None
-        own = head.data[head.l4 + tcp.WINDOW] << 8 | head.data[head.l4 + tcp.WINDOW + 1]
-        allowed = self.window.allowed(head.data, head.l4) if self.window is not None else None
-        window = own if allowed is None else allowed
+        if self.window is not None:
+            window = self.window.told(self.primary_acked)
+        elif flags & tcp.RST:
+            return None  # its window field says nothing
+        else:
+            window = head.data[head.l4 + tcp.WINDOW] << 8 | head.data[head.l4 + tcp.WINDOW + 1]
         return bare_segment(head.data, head.vnet, (self.frontier_seq - 1) & MASK, self.primary_acked, window), head.vnet
 
     def _opened(self, seq: int, said: bytes, size: int) -> None:
@@ -296,7 +307,7 @@ class TcpFlow(Flow):
         if self.syn == (seq, said):
             return
         self.syn_matched = self.syn_said[0] if self.syn_said else None
-        self.syn, self.syn_said = (seq, said), None
+        self.syn, self.syn_said, self.window = (seq, said), None, None
         self.anchored = self.primary_seen = True
         self.frontier = size
         self.frontier_seq = (seq + 1 + size) & MASK
@@ -347,8 +358,8 @@ class TcpFlow(Flow):
             self.reset_at = None  # it was no RST that the guest took
         if flags & tcp.ACK and (self.acked is None or diff(ack, self.acked) > 0):
             self.acked = ack
-        if self.window is not None and flags & tcp.ACK and not flags & tcp.RST:
-            self.window.secondary(ack, buf[f.l4 + tcp.WINDOW] << 8 | buf[f.l4 + tcp.WINDOW + 1])
+        if flags & tcp.ACK and not flags & tcp.RST:
+            self._offers(ack, buf[f.l4 + tcp.WINDOW] << 8 | buf[f.l4 + tcp.WINDOW + 1])
         if flags & tcp.RST:
             self.resets = (*self.resets, (seq, ack if flags & tcp.ACK else None))[-MOST_PLACES:]
             return None
@@ -377,7 +388,25 @@ class TcpFlow(Flow):
     def _secondary_syn(self, seq: int, said: bytes) -> None:
         if self.syn is not None and self.syn[1] == said and seq in (self.syn_matched, self.syn[0]):
             return  # the one that was matched, again
+        if self.syn_said is None or self.syn_said[0] != seq:
+            self.offered = None
         self.syn_said = (seq, said)
+
+    # --- windows
+
+    def _offers(self, ack: int, window: int) -> None:
+        """The secondary offers this much: to the connection that is known, or to one whose SYN is not yet proven."""
+        if self.window is None or self.syn_said is not None:
+            self.offered = ack, window
+        if self.window is not None:
+            self.window.secondary(ack, window)
+
+    def _scaled(self, shift: int) -> None:
+        """The scale is known; so is what the secondary offered before it was."""
+        self.window = Window(shift)
+        if self.offered is not None:
+            self.window.secondary(*self.offered)
+            self.offered = None
 
     # --- the rest
 
@@ -398,6 +427,7 @@ class TcpFlow(Flow):
         self.resets = self.urgent = ()
         self.probe = None
         self.syn_said = None
+        self.offered = None
         if self.window is not None:
             self.window.edge = None
 

@@ -64,6 +64,10 @@ class Window:
         lowered = max(0, diff(limit, ack)) >> self._shift
         return lowered if lowered < window else None
 
+    def told(self, ack: int) -> int:
+        """The window field that, with this ack, tells the client of no more and no less than it was told."""
+        return max(0, diff(self._told, ack)) >> self._shift if self._told is not None else 0
+
     def left(self, buf: Buffer, l4: int) -> None:
         """A primary segment left with the window it has now."""
         _, ack, _, flags, window = _SEGMENT.unpack_from(buf, l4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import packets
 import pytest
-from packets import FIN, PSH, RST, SYN, arp_reply, echo_reply, segment, udp
+from packets import FIN, PSH, RST, SYN, URG, arp_reply, echo_reply, segment, udp
 
 from lockstep.batch import Batch
 from lockstep.config import Node
@@ -317,6 +317,32 @@ def test_a_window_update_is_not_needed_after_a_later_segment(sides: Sides) -> No
     sides.primary(segment(ISN + 1, CLIENT_ISN + 1, window=300))
     sides.primary(segment(ISN + 1, CLIENT_ISN + 1, window=90))
     assert sides.secondary(segment(ISN + 1, CLIENT_ISN + 1, window=900)) == []
+
+
+def test_what_the_secondary_offered_before_the_scale_was_known_counts() -> None:
+    """Its SYN-ACK and its first data come before the primary's SYN-ACK, which has the scale that is compared."""
+    sides = Sides()
+    sides.secondary(segment(ISN2, CLIENT_ISN + 1, flags=SYN, options=MSS_WS))
+    sides.secondary(segment(ISN + 1, CLIENT_ISN + 1, window=100))
+    sides.primary(segment(ISN, CLIENT_ISN + 1, flags=SYN, options=MSS_WS))
+    lowered = segment(ISN + 1, CLIENT_ISN + 1, window=100)
+    assert sides.primary(segment(ISN + 1, CLIENT_ISN + 1, window=300)) == [lowered]
+
+
+def test_a_syn_ack_sent_again_forgets_no_window(sides: Sides) -> None:
+    sides.secondary(segment(ISN + 1, CLIENT_ISN + 1, window=100))
+    sides.primary(segment(ISN, CLIENT_ISN + 1, flags=SYN, options=MSS_WS))
+    lowered = segment(ISN + 1, CLIENT_ISN + 1, window=100)
+    assert sides.primary(segment(ISN + 1, CLIENT_ISN + 1, window=300)) == [lowered]
+
+
+def test_the_window_of_an_earlier_connection_is_forgotten(sides: Sides) -> None:
+    """Port reuse: the new connection's numbers have nothing to do with the old one's right edge."""
+    sides.secondary(segment(ISN + 1, CLIENT_ISN + 1, window=100))
+    sides.primary(segment(ISN + 700_000, CLIENT_ISN - 70_000, flags=SYN, options=MSS_WS))
+    sides.secondary(segment(ISN2 + 700_000, CLIENT_ISN - 70_000, flags=SYN, options=MSS_WS))
+    wide = segment(ISN + 700_001, CLIENT_ISN - 70_000, window=900)
+    assert sides.primary(wide) == [wide]
 
 
 @pytest.mark.parametrize("vlan", [(), (77,)])
@@ -724,7 +750,7 @@ def test_a_secondary_that_repeats_old_bytes_makes_the_client_repeat_its_ack(side
     """It lost the client's last ack, and so never gets to the bytes that the primary has gone on to."""
     sides.secondary(data(0, b"hello"))
     sides.primary(data(0, b"hello"))
-    ends = {"partial": True, "vnet": 10, "gso_size": 100, "options": packets.timestamps(7, 8)}
+    ends = {"partial": True, "vnet": 10, "gso_size": 100, "options": packets.timestamps(7, 8), "window": 2000}
     sides.primary(segment(ISN + 6, CLIENT_ISN + 1, b"x" * 300, flags=PSH, **ends), vnet=10)
     assert sides.secondary(data(0, b"hello")) == []
     sides.now += 0.03
@@ -732,6 +758,34 @@ def test_a_secondary_that_repeats_old_bytes_makes_the_client_repeat_its_ack(side
     assert sides.secondary(data(0, b"hello")) == [probe]
     assert sides.core.counters["probes"] == 1
     assert sides.conserved()
+
+
+def test_what_makes_the_client_repeat_its_ack_is_never_made_of_another_connections_syn(sides: Sides) -> None:
+    """Its clock is the new connection's; the client would refuse it, or take the old one's numbers for the new."""
+    sides.secondary(data(0, b"hello"))
+    sides.primary(data(0, b"hello"))
+    sides.primary(segment(ISN + 70_000, CLIENT_ISN + 70_000, flags=SYN, options=MSS_WS + packets.timestamps(7, 8)))
+    sides.now += 0.03
+    assert sides.secondary(data(0, b"hello")) == []
+    assert sides.core.counters["probes"] == 0
+
+
+def test_what_makes_the_client_repeat_its_ack_ignores_the_window_of_a_rst(sides: Sides) -> None:
+    """A RST has no window to tell of (RFC 9293 §3.10.7): the client is told again what it was told before."""
+    sides.secondary(data(0, b"hello", window=100))
+    sides.primary(data(0, b"hello", window=60))
+    sides.primary(segment(ISN + 6, CLIENT_ISN + 1, flags=RST, window=5000))
+    sides.now += 0.03
+    assert sides.secondary(data(0, b"hello", window=100)) == [segment(ISN + 5, CLIENT_ISN + 1, window=60)]
+
+
+def test_a_stuck_segment_with_urgent_data_is_not_cut(sides: Sides) -> None:
+    """Its urgent pointer counts from its own seq: in two parts it would name two places."""
+    whole = bytearray(segment(ISN + 1, CLIENT_ISN + 1, bytes(range(100)), flags=PSH | URG, partial=True, vnet=10))
+    whole[10 + 34 + 18 : 10 + 34 + 20] = (80).to_bytes(2, "big")
+    sides.primary(bytes(whole), vnet=10)
+    sides.secondary(data(0, bytes(range(60))))
+    assert sides.wait(0.03) == []
 
 
 def test_proven_data_with_an_ack_ahead_leaves_with_the_ack_lowered(sides: Sides) -> None:
