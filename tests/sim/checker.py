@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sim.plans import COMPLETE, REFUSED, RESET, Plans
 from sim.scenario import FOREVER, Scenario
-from sim.wire import ACK, FIN, MASK, RST, SYN, Flow, Packet, Reader, distance
+from sim.wire import ACK, FIN, MASK, PROTO_TCP, RST, SYN, Flow, Packet, Reader, distance
 
 if TYPE_CHECKING:
     from sim.world import World
@@ -66,6 +66,8 @@ class Life:
         self.waiting = False
         self.first_stamp: int | None = None
         self.shift: int | None = None
+        #: The newest timestamp that the client has echoed.
+        self.echoed: int | None = None
 
     def copy(self) -> Life:
         """What the secondary knows of it as a copy."""
@@ -168,16 +170,20 @@ class Checker:
         self.acks: deque[bytes] = deque(maxlen=256)
         self.lowered: dict[Flow, Packet] = {}
         self.last_syn: dict[Flow, bytes] = {}
+        #: Keys of flows of which payload has left, as `lockstep.flow.key` writes them.
+        self.established: set[bytes] = set()
         #: Of each flow the number behind the last byte that left.
         self.front: dict[Flow, int] = {}
         self.told: dict[Flow, int] = {}
+        #: Flows whose SYN the comparer has let out, and their keys: it knows their window's scale.
+        self.scaled: dict[Flow, bytes] = {}
         self.voices: set[bytes] = set()
         self.alone = False
         self.unprotected: set[str] = set()
         self.ever_unprotected: set[str] = set()
         #: Addresses of unprotected flows: a fragment doesn't name its ports.
         self.unprotected_pairs: set[str] = set()
-        self.names: dict[str, set[Flow]] = {}
+        self.named: dict[str, set[Flow]] = {}
         self.diverged: dict[str, str] = {}
         self.divergences: list[tuple[float, dict[str, Any]]] = []
         self.taken_in = self.let_out = self.longest = 0
@@ -262,6 +268,8 @@ class Checker:
             self.diverged.clear()
             self.taken_in = self.let_out = 0
             self.voices.clear()
+            self.established.clear()
+            self.scaled.clear()
         if "rewriter" in process:
             self.learned.clear()
             self.rewriter_lost_at = self.now
@@ -286,6 +294,7 @@ class Checker:
     def _failover(self, service: str) -> None:
         if service == "comparer":
             self.alone = True
+            self.scaled.clear()
             for entries in self.inside.values():
                 for entry in entries:
                     entry.free = True
@@ -465,6 +474,9 @@ class Checker:
         self._constant(key, moved, learned, "seq")
         if p.stamps and q.stamps:
             self._clock(learned, (q.stamps[0] - p.stamps[0]) & MASK, key)
+            if self.rewriter_speaking and learned is not None and learned.echoed is not None and key not in self.loose:
+                if distance(q.stamps[0], learned.echoed) < 0:
+                    raise Violation(5, f"after the failover the clock of {key} steps back: {learned.echoed} to {q.stamps[0]}")
 
     def _moved(self, p: Packet, q: Packet) -> None:
         """A segment of the client on its way into the secondary's space."""
@@ -490,6 +502,8 @@ class Checker:
                 raise Violation(5, f"SACK edges were not moved as the ack was: {p.sack} → {q.sack}, ack by {moved}")
         if p.stamps and q.stamps:
             self._clock(learned, (p.stamps[1] - q.stamps[1]) & MASK, key)
+            if learned is not None:
+                learned.echoed = p.stamps[1]
 
     def _moved_quotation(self, p: Packet, q: Packet) -> None:
         """An ICMP error that quotes the guest's segment, whose seq is of the primary's space."""
@@ -614,6 +628,7 @@ class Checker:
             self.taken_in += 1
             entry = Entry(raw, said[0], p, sent[2], self.now)
             name = self._name(p)
+            self.named.setdefault(name, set()).add(p.flow)
             if p.kind == "tcp" and p.flags & SYN:
                 self.unprotected.discard(name)
             entry.free = self.alone or self._passes(p) or name in self.unprotected or name in self.unprotected_pairs
@@ -652,6 +667,8 @@ class Checker:
             name = event.fields["flow"]
             pair = " ".join(end.rpartition(":")[0].strip("[]") for end in name.split())
             self.unprotected.add(name)
+            for flow in self.named.get(name, ()):
+                self.scaled.pop(flow, None)
             self.unprotected_pairs.add(pair)
             self.ever_unprotected.add(name)
             for entries in self.inside.values():
@@ -721,9 +738,17 @@ class Checker:
             self._tell(p)
         if p.kind == "tcp" and not p.flags & RST and (p.payload or p.flags & SYN):
             end = (p.seq + len(p.payload) + bool(p.flags & SYN)) & MASK
+            if p.payload and not self.alone:
+                self.established.add(self._key(p))
             front = self.front.get(p.flow)
             if front is None or p.flags & SYN or distance(end, front) > 0:
                 self.front[p.flow] = end
+
+    def _key(self, p: Packet) -> bytes:
+        """A TCP segment's flow as `lockstep.flow.key` writes it."""
+        ids = b"".join(tag.to_bytes(2) for tag in self.scenario.tags)
+        head = bytes((len(self.scenario.tags), p.version, PROTO_TCP))
+        return head + ids + p.source + p.destination + p.sport.to_bytes(2) + p.dport.to_bytes(2)
 
     def _tell(self, p: Packet) -> None:
         """The client is told of room."""
@@ -732,6 +757,8 @@ class Checker:
             edge, told = life.told(p), self.told.get(p.flow)
             if told is None or p.flags & SYN or distance(edge, told) > 0:
                 self.told[p.flow] = edge
+            if p.flags & SYN and not self.alone:
+                self.scaled[p.flow] = self._key(p)
 
     def _left(self, p: Packet, raw: bytes, vnet: int) -> None:
         if p.kind == "chatter" and not any(entry.raw == raw for entry in self.inside.get(p.flow, ())):
@@ -813,7 +840,10 @@ class Checker:
         if (p.flags & ACK and distance(p.ack, of.ack) > 0) or p.window > of.window:
             return False
         last = entry.taken + len(part) == len(of.payload)
-        if not last and (not of.gso_size or len(part) % of.gso_size or p.flags & FIN or not part):
+        if not last and (of.checksum != "partial" or p.flags & FIN or not part):
+            return False
+        # A super-frame is cut at its segments' edges; its last segment is a plain one, and can be cut anywhere.
+        if not last and len(of.payload) - entry.taken > of.gso_size and len(part) % (of.gso_size or 1):
             return False
         return not last or p.flags & FIN == of.flags & FIN
 
@@ -861,7 +891,7 @@ class Checker:
             if at not in life.fins and at not in life.covered_fins:
                 raise Violation(1, f"connection {life.label}: a FIN left at {at}, the secondary's are {life.fins}")
         self._proven_ack(p, life)
-        if p.flags & ACK and life.edge is not None:
+        if p.flags & ACK and life.edge is not None and p.flow in self.scaled:
             edge, told = life.told(p), self.told.get(p.flow)
             if distance(edge, life.edge) > 0 and (told is None or distance(edge, told) > 0):
                 raise Violation(
@@ -906,6 +936,7 @@ class Checker:
             raise Violation(4, f"{self.let_out} frames came out, and {c['released']} are counted")
         if min(c.values()) < 0 or held < 0 or status["kept_bytes"] < 0:
             raise Violation(4, f"a counter is below zero: {c}, {status}")
+        self._evictions(core)
         limits = self.limits
         if status["flows"] > limits.max_flows or status["half_open"] > limits.max_half_open:
             raise Violation(9, f"{status['flows']} flows, {status['half_open']} half open, and more than is allowed")
@@ -913,6 +944,17 @@ class Checker:
         slack = self.longest * sum(report["reason"] == "limit" for _, report in self.divergences)
         if status["kept_bytes"] > limits.max_bytes + slack:
             raise Violation(9, f"{status['kept_bytes']} bytes kept, and {limits.max_bytes} are allowed")
+
+    def _evictions(self, core: Any) -> None:
+        """A flow of which more than SYNs has left, and that was not idle, is still followed."""
+        if not self.scenario.limited and "idle_timeout" not in self.scenario.comparer:
+            return
+        flows = core._table.flows
+        # What was forgotten, half open or idle, is picked up in its middle: nobody knows the scale any more.
+        self.scaled = {flow: key for flow, key in self.scaled.items() if key in flows}
+        for key in self.established if "idle_timeout" not in self.scenario.comparer else ():
+            if key not in flows:
+                raise Violation(9, f"an established flow was evicted: {key.hex()}")
 
     # --- the end
 
