@@ -476,7 +476,9 @@ class Checker:
             self._clock(learned, (q.stamps[0] - p.stamps[0]) & MASK, key)
             if self.rewriter_speaking and learned is not None and learned.echoed is not None and key not in self.loose:
                 if distance(q.stamps[0], learned.echoed) < 0:
-                    raise Violation(5, f"after the failover the clock of {key} steps back: {learned.echoed} to {q.stamps[0]}")
+                    raise Violation(
+                        5, f"after the failover the clock of {key} steps back: {learned.echoed} to {q.stamps[0]}"
+                    )
 
     def _moved(self, p: Packet, q: Packet) -> None:
         """A segment of the client on its way into the secondary's space."""

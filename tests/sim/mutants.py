@@ -208,7 +208,9 @@ def main() -> int:
                 print(f"caught after {said[0]} seeds: {mutant.name} ({said[1][:90]})", flush=True)
     caught = len(usable) - len(survivors)
     seconds = time.monotonic() - began
-    print(f"{caught} of {len(chosen)} caught, {len(survivors)} survived, {len(out_of_date)} out of date, {seconds:.0f} s")
+    print(
+        f"{caught} of {len(chosen)} caught, {len(survivors)} survived, {len(out_of_date)} out of date, {seconds:.0f} s"
+    )
     return 1 if survivors or out_of_date else 0
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(TESTS))
-sys.path.append(str(TESTS.parent))  # last: a copy of the sources in PYTHONPATH goes before it
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: a copy of the sources in PYTHONPATH goes before it
 
 from sim.cli import main
 
