@@ -378,7 +378,7 @@ class Core:
         )
         if flow.state == PROTECTED and f.kind == frame.TCP and data[held.l4 + tcp.FLAGS] & tcp.SYN:
             self._special_syn(flow, held)
-        if self._table.over(flow, len(data)):
+        if self._table.over(flow, len(data), now):
             self._diverge(flow, Finding("limit"))
             if flow.state != UNPROTECTED:
                 self.counters["dropped_limit"] += held.frames()
@@ -507,11 +507,13 @@ class Core:
         if flow.state != PROTECTED:
             return
         flow.touched = now
+        size = f.payload_end - f.payload
+        if size and self._table.over(flow, size, now):
+            self._diverge(flow, Finding("limit"))
+            return
         before = flow.kept()
         found = flow.secondary(f, data, now)
         self._table.kept += flow.kept() - before
-        if found is None and self._table.over(flow):
-            found = Finding("limit")
         if found is not None:
             self._diverge(flow, found)
             return

@@ -126,6 +126,9 @@ class Flow:
         """Give back memory that a flow without held frames does not need."""
         raise NotImplementedError
 
+    def forget_history(self) -> None:
+        """Give up what is kept beyond the need of held frames and of those to come."""
+
     def committed(self) -> None:
         """A checkpoint was committed: the secondary is now a copy of the primary at the cut."""
         raise NotImplementedError

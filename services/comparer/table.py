@@ -6,6 +6,8 @@ way, the oldest first, and they have a pool of their own, so a flood of SYNs evi
 
 from __future__ import annotations
 
+import math
+
 from lockstep.batch import Buffer
 from lockstep.config import Comparer
 from lockstep.flow.key import flow_key
@@ -15,6 +17,9 @@ from lockstep.wire.frame import Frame
 from services.comparer.datagram import DatagramFlow
 from services.comparer.flow import Flow
 from services.comparer.tcp import TcpFlow
+
+#: Seconds between two walks over all flows for what they could give up.
+RECLAIM_EVERY = 0.1
 
 
 class FlowTable:
@@ -34,6 +39,7 @@ class FlowTable:
         self.held = 0
         self._counters = counters
         self._sweep = Sweep()
+        self._reclaimed = -math.inf
 
     def of(self, f: Frame, data: Buffer, now: float) -> Flow | None:
         """The flow of a dissected frame, made if it is new; None where a limit refuses it."""
@@ -93,8 +99,13 @@ class FlowTable:
         """When there is something to look at."""
         return self._sweep.next if self.flows else None
 
-    def over(self, flow: Flow, more: int = 0) -> bool:
-        """Whether a limit on bytes is passed, with `more` bytes for this flow."""
+    def over(self, flow: Flow, more: int, now: float) -> bool:
+        """Whether a limit on bytes is passed, with `more` bytes for this flow; history makes way first."""
+        if self.kept + more > self.config.max_bytes and now >= self._reclaimed + RECLAIM_EVERY:
+            self._reclaimed = now
+            for other in self.flows.values():
+                other.forget_history()
+            self.recount()
         return flow.kept() + more > self.config.max_flow_bytes or self.kept + more > self.config.max_bytes
 
     def recount(self) -> None:

@@ -417,7 +417,11 @@ class TcpFlow(Flow):
     def relax(self, now: float) -> None:
         """See Flow."""
         if now - self.touched > HISTORY_AGE:
-            self.said.forget(self.frontier, every_run=True)
+            self.forget_history()
+
+    def forget_history(self) -> None:
+        """See Flow."""
+        self.said.forget(self.frontier, every_run=True)
 
     def committed(self) -> None:
         """See Flow."""
