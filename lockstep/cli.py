@@ -275,11 +275,13 @@ def compare(
     report: Annotated[
         Path | None, typer.Option(help="Write the frames of each divergence here.", metavar="FILE.pcapng")
     ] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Take a file that ends inside a record.")] = False,
 ) -> None:
     """See COMPARE_HELP."""
     from lockstep.compare import CompareOptions, compare_captures
 
-    raise typer.Exit(compare_captures(CompareOptions(primary, secondary, tuple(guest or ()), as_json, report)))
+    options = CompareOptions(primary, secondary, tuple(guest or ()), as_json, report, partial)
+    raise typer.Exit(compare_captures(options))
 
 
 @app.command("check-config")

@@ -74,6 +74,10 @@ class CaptureFileError(Exception):
         super().__init__(f"{path}: at byte {offset}: {why}")
 
 
+class CaptureCutError(CaptureFileError):
+    """A capture file that ends inside a record: whoever wrote it was stopped. All records before it are right."""
+
+
 @dataclass(slots=True)
 class Packet:
     """One captured packet.
@@ -94,7 +98,8 @@ def read_packets(path: Path) -> Generator[Packet, None, None]:
     """The packets of a pcap or pcapng file, gzip or not, in the file's order.
 
     Raises CaptureFileError at the first place that doesn't fit, after what stood before it was
-    given, and OSError if the file can't be opened or read; both only once it is asked for a packet.
+    given (CaptureCutError where the file ends inside a record), and OSError if the file can't be
+    opened or read; all of it only once it is asked for a packet.
     """
     with path.open("rb") as file:
         zipped = file.peek(len(_GZIP)).startswith(_GZIP)
@@ -125,7 +130,7 @@ class _Source:
     def more(self, size: int) -> bool:
         """Whether a record of `size` bytes starts at `at`, which moves with the window; False at the file's end.
 
-        Raises CaptureFileError where the file ends inside the record.
+        Raises CaptureCutError where the file ends inside the record.
         """
         return len(self.data) - self.at >= size or self._slide(size)
 
@@ -139,18 +144,24 @@ class _Source:
         self.at = 0
         self.data = b"".join(pieces)
         if 0 < have < size:
-            raise self.error(f"cut off: {have} of {size} bytes")
+            raise self.cut(f"cut off: {have} of {size} bytes")
         return have > 0
 
     def _read(self) -> bytes:
         try:
             return self._file.read1(_CHUNK)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        except EOFError as error:
+            raise self.cut("cut off: the gzip data has no end") from error
+        except (zlib.error, gzip.BadGzipFile) as error:
             raise self.error(f"bad gzip data: {error}") from error
 
     def error(self, why: str) -> CaptureFileError:
         """The fault of the record at `at`."""
         return CaptureFileError(self._path, self._start + self.at, why)
+
+    def cut(self, why: str) -> CaptureCutError:
+        """The file ends in the record at `at`."""
+        return CaptureCutError(self._path, self._start + self.at, why)
 
 
 def _read_pcap(source: _Source, order: str, unit: int, header: int) -> Iterator[Packet]:

@@ -8,16 +8,17 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from lockstep import exits
-from lockstep.capture.pcapfile import CaptureFileError, Packet, read_packets
+from lockstep.capture.pcapfile import CaptureCutError, CaptureFileError, Packet, read_packets
 from lockstep.compare.comparison import Comparison, Guests, Limits
 from lockstep.compare.display import Progressing, show
 from lockstep.compare.feed import feed
+from lockstep.compare.ledger import PRIMARY, SECONDARY
 from lockstep.compare.report import write_report
 
 _MAC = re.compile(r"(?:[0-9a-f]{1,2}[:-]){5}[0-9a-f]{1,2}", re.IGNORECASE)
@@ -29,7 +30,7 @@ class CompareOptions:
 
     primary, secondary: pcap or pcapng files, gzip or not. guests: IP or MAC addresses; what they sent is
     compared, or everything if there are none. json: one JSON object on stdout. report: a pcapng file
-    to write. limits: what it may cost.
+    to write. partial: a file that ends inside a record ends before it. limits: what it may cost.
     """
 
     primary: Path
@@ -37,11 +38,35 @@ class CompareOptions:
     guests: tuple[str, ...] = ()
     json: bool = False
     report: Path | None = None
+    partial: bool = False
     limits: Limits = field(default_factory=Limits)
 
 
 class _UnreadableError(Exception):
     """A file can't be read; the text says which, where and why."""
+
+
+class _Captures:
+    """Both files, to be read any number of times. cut: of files that end inside a record, where and why."""
+
+    def __init__(self, options: CompareOptions) -> None:
+        self.paths = (options.primary, options.secondary)
+        self.cut: dict[Path, str] = {}
+        self._partial = options.partial
+
+    def packets(self, side: int) -> Iterator[Packet]:
+        """The packets of one; raises _UnreadableError."""
+        path = self.paths[side]
+        try:
+            yield from read_packets(path)
+        except CaptureCutError as error:
+            if not self._partial or not error.offset:  # a file without its header is none
+                raise _UnreadableError(f"{error} (--partial compares what stands before)") from error
+            self.cut[path] = f"{error}; compared up to there"
+        except CaptureFileError as error:
+            raise _UnreadableError(str(error)) from error
+        except OSError as error:
+            raise _UnreadableError(f"{path}: {error.strerror or error}") from error
 
 
 def compare_captures(options: CompareOptions) -> int:
@@ -50,7 +75,8 @@ def compare_captures(options: CompareOptions) -> int:
         guests = parse_guests(options.guests)
     except ValueError as error:
         return _failed(exits.USAGE, f"--guest: {error}")
-    paths = (options.primary, options.secondary)
+    captures = _Captures(options)
+    paths = captures.paths
     started = time.monotonic()
     comparison = Comparison(options.limits, guests)
     with ExitStack() as stack:
@@ -62,13 +88,21 @@ def compare_captures(options: CompareOptions) -> int:
                 return _failed(exits.USAGE, f"--report: {options.report}: {error.strerror or error}")
         try:
             with Progressing(paths) as progress:
-                for packet in feed(comparison, _packets(paths[0]), _packets(paths[1])):
+                for packet in feed(comparison, captures.packets(PRIMARY), captures.packets(SECONDARY)):
                     progress.step(len(packet.data))
                 comparison.finish()
             if report is not None:
-                write_report(report, paths, comparison.divergences, comparison.linktypes)
+                write_report(report, captures.packets, comparison.divergences, comparison.linktypes)
+                report.flush()
         except _UnreadableError as error:
             return _failed(exits.DATA, str(error))
+        except OSError as error:
+            if report is not None:
+                with suppress(OSError):
+                    report.close()  # which tries to write once more
+            return _failed(exits.USAGE, f"--report: {options.report}: {error.strerror or error}")
+    for where in captures.cut.values():
+        print(where, file=sys.stderr)
     seconds = time.monotonic() - started
     if options.json:
         print(json.dumps(result(comparison, seconds)))
@@ -111,15 +145,6 @@ def result(comparison: Comparison, seconds: float) -> dict[str, Any]:
         ],
         "seconds": round(seconds, 3),
     }
-
-
-def _packets(path: Path) -> Iterator[Packet]:
-    try:
-        yield from read_packets(path)
-    except CaptureFileError as error:
-        raise _UnreadableError(str(error)) from error
-    except OSError as error:
-        raise _UnreadableError(f"{path}: {error.strerror or error}") from error
 
 
 def _opened(report: Path, paths: tuple[Path, Path]) -> BinaryIO:

@@ -64,13 +64,16 @@ class Progressing:
 def _total(paths: Sequence[Path]) -> int | None:
     """Bytes of all files; None where that isn't known before."""
     total = 0
-    for path in paths:
-        if not path.is_file():
-            return None
-        with path.open("rb") as file:
-            if file.read(len(_GZIP)) == _GZIP:
+    try:
+        for path in paths:
+            if not path.is_file():
                 return None
-        total += path.stat().st_size
+            with path.open("rb") as file:
+                if file.read(len(_GZIP)) == _GZIP:
+                    return None
+            total += path.stat().st_size
+    except OSError:
+        return None  # whoever reads it will tell
     return total
 
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
-from lockstep.capture.pcapfile import LINKTYPE_ETHERNET, Packet, PcapngWriter, read_packets
+from lockstep.capture.pcapfile import LINKTYPE_ETHERNET, Packet, PcapngWriter
 from lockstep.compare.comparison import Divergence
 from lockstep.compare.frames import as_ethernet, dissected, key_of
 from lockstep.compare.ledger import PRIMARY, SECONDARY
@@ -26,18 +25,18 @@ _STRANGER = bytes(12) + b"\x88\xb5"
 
 
 def write_report(
-    file: BinaryIO, paths: tuple[Path, Path], divergences: Sequence[Divergence], linktypes: set[int]
+    file: BinaryIO, packets: Callable[[int], Iterator[Packet]], divergences: Sequence[Divergence], linktypes: set[int]
 ) -> None:
     """Write the frames that differ, in the order of their captures' clocks.
 
-    linktypes: those of both files; if there is one, the frames are written as they are.
-    Raises what the readers and the file raise.
+    packets: reads the file of a side, from its start. linktypes: those of both files; if there is one, the
+    frames are written as they are. Raises what the readers and the file raise.
     """
     linktype = next(iter(linktypes)) if len(linktypes) == 1 else LINKTYPE_ETHERNET
     writer = PcapngWriter(file, linktype, interfaces=NAMES)
     if not divergences:
         return
-    chosen = [_chosen(side, paths[side], divergences) for side in (PRIMARY, SECONDARY)]
+    chosen = [_chosen(side, packets(side), divergences) for side in (PRIMARY, SECONDARY)]
     for _, side, packet, comment in heapq.merge(*chosen, key=lambda entry: entry[0]):
         data = packet.data
         if packet.linktype != linktype:
@@ -45,7 +44,9 @@ def write_report(
         writer.write(data, min(max(0, packet.time_ns), _LATEST), comment, side)
 
 
-def _chosen(side: int, path: Path, divergences: Sequence[Divergence]) -> Iterator[tuple[int, int, Packet, str]]:
+def _chosen(
+    side: int, packets: Iterator[Packet], divergences: Sequence[Divergence]
+) -> Iterator[tuple[int, int, Packet, str]]:
     """What of one file belongs into the report: `(time since its start, side, packet, comment)`."""
     wanted: dict[int, list[Divergence]] = {}
     before: dict[bytes, deque[Packet]] = {}
@@ -57,7 +58,7 @@ def _chosen(side: int, path: Path, divergences: Sequence[Divergence]) -> Iterato
             before[found.key] = deque(maxlen=CONTEXT)
     f = Frame()
     start = None
-    for packet in read_packets(path):
+    for packet in packets:
         start = packet.time_ns if start is None else start
         if not wanted and not behind:
             return

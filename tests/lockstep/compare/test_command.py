@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_files_that_cannot_be_read(pair: tuple[Path, Path], tmp_path: Path, caps
     empty = tmp_path / "empty"
     empty.touch()
     for path, why in (
-        (bad, "at byte 176: cut off: 64 of 67 bytes"),
+        (bad, "at byte 176: cut off: 64 of 67 bytes (--partial compares what stands before)"),
         (empty, "at byte 0: the file is empty"),
         (tmp_path / "none", "No such file or directory"),
         (tmp_path, "Is a directory"),
@@ -107,6 +108,26 @@ def test_files_that_cannot_be_read(pair: tuple[Path, Path], tmp_path: Path, caps
             printed = capsys.readouterr()
             assert printed.out == ""
             assert printed.err == f"{path}: {why}\n"
+
+
+def test_a_file_that_ends_inside_a_record_counts_as_ending_before_it(
+    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With `--partial`. What is cut is told on stderr; a file without its header is none."""
+    whole = pair[0].read_bytes()
+    cut, zipped, header = (tmp_path / name for name in ("cut.pcap", "cut.pcap.gz", "header.pcap"))
+    cut.write_bytes(whole[:-3])
+    zipped.write_bytes(gzip.compress(whole)[:-12])
+    header.write_bytes(whole[:23])
+    assert compare_captures(CompareOptions(cut, cut, json=True, partial=True)) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["frames"] == {"primary": 2, "secondary": 2}
+    assert printed.err == f"{cut}: at byte 176: cut off: 64 of 67 bytes; compared up to there\n"
+    made = tmp_path / "report.pcapng"
+    assert compare_captures(CompareOptions(cut, pair[1], partial=True, report=made)) == 1
+    assert compare_captures(CompareOptions(zipped, zipped, partial=True)) == 0
+    assert compare_captures(CompareOptions(zipped, zipped)) == 65
+    assert compare_captures(CompareOptions(header, header, partial=True)) == 65
 
 
 def test_a_report(pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,6 +142,7 @@ def test_reports_that_cannot_be_written(pair: tuple[Path, Path], tmp_path: Path)
     before = pair[0].read_bytes()
     assert compare_captures(CompareOptions(*pair, report=tmp_path / "none" / "r.pcapng")) == 64
     assert compare_captures(CompareOptions(*pair, report=pair[0])) == 64
+    assert compare_captures(CompareOptions(*pair, report=Path("/dev/full"))) == 64
     assert pair[0].read_bytes() == before
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

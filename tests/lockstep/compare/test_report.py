@@ -38,7 +38,7 @@ def report(folder: Path, paths: tuple[Path, Path]) -> Path:
     comparison = compared(*([Record(p.data, p.time_ns, p.linktype) for p in read_packets(path)] for path in paths))
     made = folder / "report.pcapng"
     with made.open("wb") as file:
-        write_report(file, paths, comparison.divergences, comparison.linktypes)
+        write_report(file, lambda side: read_packets(paths[side]), comparison.divergences, comparison.linktypes)
     return made
 
 
@@ -87,6 +87,6 @@ def test_several_link_types_become_ethernet(tmp_path: Path) -> None:
     paths = (write(tmp_path / "a.pcap", frames[:1]), write(tmp_path / "b.pcap", []))
     made = tmp_path / "report.pcapng"
     with made.open("wb") as file:
-        write_report(file, paths, comparison.divergences[:1], comparison.linktypes)
+        write_report(file, lambda side: read_packets(paths[side]), comparison.divergences[:1], comparison.linktypes)
     (packet,) = read_packets(made)
     assert (packet.linktype, packet.data[12:]) == (1, b"\x08\0" + frames[0].data)
