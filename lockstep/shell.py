@@ -29,6 +29,7 @@ from lockstep.control import ControlRefused, Listener, Server
 from lockstep.link import curve as keys
 from lockstep.link.zmq import Curve, Receiver, Sender
 from lockstep.log import RateLimit
+from lockstep.pressure import Pressure
 from lockstep.report import FRAMES
 from lockstep.report.recorder import Recorder
 from lockstep.streams import (
@@ -55,6 +56,8 @@ LOG_BURST = 20
 log = structlog.get_logger()
 
 Act = Callable[[float], None]
+#: A service, and the name of its port or of a stream that comes over a link.
+Source = tuple[Service, str]
 
 
 class Shell:
@@ -79,6 +82,8 @@ class Shell:
         self._stack = ExitStack()
         self._poller = zmq.Poller()
         self._acts: dict[object, Act] = {}
+        #: What is polled for each port and link that is read.
+        self._sources: dict[Source, Any] = {}
         self._boot = os.urandom(8)
         self._started = time.monotonic()
         self._events_allowed, self._rejections_allowed = RateLimit(LOG_BURST), RateLimit(1)
@@ -104,6 +109,9 @@ class Shell:
         except BaseException:
             self._stack.close()
             raise
+        self._pressure = Pressure(
+            {source: self._keep_waiting(*source) for source in self._sources}, self._rest, self._wake
+        )
 
     # --- set-up
 
@@ -120,6 +128,7 @@ class Shell:
                 port = given.get(f"{service}.{name}") or open_port(node, service, name)
                 self._stack.callback(port.close)
                 self._ports[service, name] = port
+                self._sources[service, name] = port.fileno()
                 self._watch(port.fileno(), self._port_act(service, name, port))
         for stream, service in self._consumers.items():
             if stream not in self._producers:
@@ -131,6 +140,7 @@ class Shell:
                 )  # fmt: skip
                 self._stack.callback(receiver.close)
                 self._receivers[stream] = receiver
+                self._sources[service, stream] = receiver.socket
                 self._watch(receiver.socket, self._link_act(service, receiver, {g: of_guest(stream, g) for g in names}))
         for label in self._producers:
             if label not in self._consumers:
@@ -183,6 +193,25 @@ class Shell:
         self._poller.register(source, zmq.POLLIN)
         self._acts[source] = act
 
+    def _keep_waiting(self, service: Service, source: str) -> tuple[str, ...]:
+        """The links of this shell that a source of a service can fill, be it through other services in here.
+
+        A comparer of many guests waits for none of their links: its own are shared by all of them.
+        """
+        found: list[str] = []
+        for stream in SERVICES[service].rests.get(source, ()):
+            inner = stream in self._consumers and stream in self._producers
+            found += self._keep_waiting(self._consumers[stream], stream) if inner else [stream]
+        return tuple(found)
+
+    def _rest(self, source: Source) -> None:
+        if source in self._sources:
+            self._poller.unregister(self._sources[source])
+
+    def _wake(self, source: Source) -> None:
+        if source in self._sources:
+            self._poller.register(self._sources[source], zmq.POLLIN)
+
     # --- what happens when a source is readable
 
     def _port_act(self, service: Service, name: str, port: Port) -> Act:
@@ -191,7 +220,7 @@ class Shell:
             if batch is not None:
                 self._push(service, name, batch, now)
             elif port.exhausted():
-                self._poller.unregister(port.fileno())
+                self._poller.unregister(self._sources.pop((service, name)))
 
         return act
 
@@ -224,11 +253,15 @@ class Shell:
 
         return act
 
-    def _flush_act(self, sender: Sender) -> Act:
+    def _flush_act(self, where: str, sender: Sender) -> Act:
         def act(now: float) -> None:
+            before = sender.counters["messages"]
             if sender.flush():
                 self._poller.unregister(sender.socket)
                 del self._acts[sender.socket]
+                self._pressure.free(where, now)
+            elif sender.counters["messages"] > before:
+                self._pressure.moved(where, now)
 
         return act
 
@@ -285,7 +318,8 @@ class Shell:
                     self._carry_out(service, self._cores[service].undelivered(where, item, now), now)
                 if sender.blocked and sender.socket not in self._acts:
                     self._poller.register(sender.socket, zmq.POLLOUT)
-                    self._acts[sender.socket] = self._flush_act(sender)
+                    self._acts[sender.socket] = self._flush_act(where, sender)
+                    self._pressure.moved(where, now)
             elif where in self._consumers and where in self._producers:
                 if isinstance(item, Batch):
                     item = Batch(item.data, item.lengths, item.vnet, self._cores[service].epoch)
@@ -368,7 +402,8 @@ class Shell:
     def step(self, timeout: float | None = None) -> None:
         """Wait for something to do, `timeout` seconds at most, and do it."""
         now = time.monotonic()
-        deadlines = [d for core in self._cores.values() if (d := core.next_deadline()) is not None]
+        moments = (self._pressure.next_deadline(), *(core.next_deadline() for core in self._cores.values()))
+        deadlines = [moment for moment in moments if moment is not None]
         if deadlines:
             wait = max(0.0, min(deadlines) - now)
             timeout = wait if timeout is None else min(wait, timeout)
@@ -376,6 +411,7 @@ class Shell:
         now = time.monotonic()
         for source, _ in ready:
             self._acts[source](now)
+        self._pressure.tick(now)
         for service, core in self._cores.items():
             deadline = core.next_deadline()
             if deadline is not None and deadline <= now and not self._put_off(service, deadline, now):
@@ -384,7 +420,9 @@ class Shell:
 
     def _put_off(self, service: Service, deadline: float, now: float) -> bool:
         """Whether a time-out is judged later: what it waits for may lie in a link, unread."""
-        return now < deadline + MOST_PUT_OFF and any(stream in self._unread for stream in SERVICES[service].takes)
+        return now < deadline + MOST_PUT_OFF and any(
+            stream in self._unread or self._pressure.resting((service, stream)) for stream in SERVICES[service].takes
+        )
 
     def run(self) -> None:
         """Loop until SIGTERM, SIGINT or `drain`; then close everything."""

@@ -11,7 +11,8 @@ network ──▶ mirror ── ingress ─────────────�
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lockstep.streams import (
@@ -37,13 +38,38 @@ class Wiring:
     gives: tuple[str, ...]
     #: Services of the same node whose events it listens to, besides the `events` of its configuration.
     hears: tuple[Literal["redirector", "rewriter", "comparer"], ...] = ()
+    #: Of a port or stream that it takes: the links that keep it waiting while they are full (`pressure`).
+    rests: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 SERVICES: dict[str, Wiring] = {
-    "mirror": Wiring(ports=(NETWORK, GUEST), takes=(RELEASED,), gives=(INGRESS, PRIMARY)),
-    "redirector": Wiring(ports=(UPLINK,), takes=(INGRESS, FROM_GUEST), gives=(TO_GUEST, SECONDARY)),
-    "rewriter": Wiring(ports=(GUEST,), takes=(TO_GUEST,), gives=(FROM_GUEST,), hears=("redirector", "comparer")),
-    "comparer": Wiring(ports=(), takes=(PRIMARY, SECONDARY), gives=(RELEASED,), hears=("rewriter",)),
+    "mirror": Wiring(
+        ports=(NETWORK, GUEST),
+        takes=(RELEASED,),
+        gives=(INGRESS, PRIMARY),
+        # `released` always goes on, else all could wait for each other.
+        rests={NETWORK: (INGRESS, PRIMARY), GUEST: (PRIMARY,)},
+    ),
+    "redirector": Wiring(
+        ports=(UPLINK,),
+        takes=(INGRESS, FROM_GUEST),
+        gives=(TO_GUEST, SECONDARY),
+        rests={INGRESS: (TO_GUEST, SECONDARY), UPLINK: (TO_GUEST,), FROM_GUEST: (SECONDARY,)},
+    ),
+    "rewriter": Wiring(
+        ports=(GUEST,),
+        takes=(TO_GUEST,),
+        gives=(FROM_GUEST,),
+        hears=("redirector", "comparer"),
+        rests={TO_GUEST: (FROM_GUEST,), GUEST: (FROM_GUEST,)},
+    ),
+    "comparer": Wiring(
+        ports=(),
+        takes=(PRIMARY, SECONDARY),
+        gives=(RELEASED,),
+        hears=("rewriter",),
+        rests={PRIMARY: (RELEASED,), SECONDARY: (RELEASED,)},
+    ),
 }
 
 #: Streams that stay on the secondary node, and so need no endpoint from the user.

@@ -512,6 +512,60 @@ def test_a_timeout_waits_until_what_may_make_it_needless_is_read(
     assert pushed_before == [5]
 
 
+def full(here: Stage, node: Node) -> int:
+    """Have the mirror's `ingress` full; returns how many frames of the network were read for that."""
+    here.cores["mirror"].answers["network"] = lambda item: [("ingress", item)]
+
+    def one_more() -> bool:
+        here.far["network"].write(Batch.of([bytes(60_000)] * 16))
+        here.shell.step(0)
+        return here.shell._senders["ingress"].blocked
+
+    here.until(one_more)
+    return len(here.cores["mirror"].pushed)
+
+
+@pytest.fixture
+def narrow(run_dir: Path) -> Node:
+    """A node whose `ingress` takes few messages."""
+    links = {"ingress": {"endpoint": f"ipc://{run_dir}/ingress", "hwm": 1}}
+    return Node.model_validate({"run_dir": str(run_dir), "node": "here", "links": links})
+
+
+def test_who_fills_a_link_rests_until_its_consumer_has_read(
+    stage: Callable[..., Stage], narrow: Node, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lockstep.pressure.STALLED", PATIENCE)
+    there = Receiver(context, "ingress", narrow.link("ingress").endpoint, hwm=1)
+    with closing(there):
+        here = stage("mirror", node=narrow)
+        before = full(here, narrow)
+        here.far["network"].write(one("later"))
+        here.far["guest"].write(one("elsewhere"))
+        here.until(lambda: ("guest", [b"elsewhere"]) in here.cores["mirror"].pushed)
+        for _ in range(5):
+            here.shell.step(0.01)
+        assert len(here.cores["mirror"].pushed) == before + 1
+        here.until(lambda: there.receive() is None and ("network", [b"later"]) in here.cores["mirror"].pushed)
+
+
+def test_nobody_rests_for_a_consumer_that_does_not_read(stage: Callable[..., Stage], narrow: Node) -> None:
+    """The secondary's end must not stop the primary."""
+    here = stage("mirror", node=narrow)
+    full(here, narrow)
+    here.far["network"].write(one("later"))
+    here.until(lambda: ("network", [b"later"]) in here.cores["mirror"].pushed)
+
+
+def test_in_one_process_sources_rest_for_the_links_that_leave_it(stage: Callable[..., Stage]) -> None:
+    here = stage("redirector", "rewriter")
+    assert {source: here.shell._keep_waiting(*source) for source in here.shell._sources} == {
+        ("redirector", "uplink"): ("secondary",),
+        ("redirector", "ingress"): ("secondary", "secondary"),
+        ("rewriter", "guest"): ("secondary",),
+    }
+
+
 def test_a_timeout_is_not_put_off_for_ever(stage: Callable[..., Stage], sender: Callable[..., Sender]) -> None:
     here, secondary = stage("comparer"), sender("secondary")
     core = here.cores["comparer"]

@@ -52,3 +52,26 @@ def test_a_configuration_can_name_every_service_and_every_stream() -> None:
 
 def test_who_is_heard_exists() -> None:
     assert {other for wiring in SERVICES.values() for other in wiring.hears} <= set(SERVICES)
+
+
+def test_every_source_that_can_fill_a_link_rests_for_it() -> None:
+    """Which these are is told by the cores' own pictures: what each source can be turned into."""
+    assert {name: dict(wiring.rests) for name, wiring in SERVICES.items()} == {
+        "mirror": {"network": ("ingress", "primary"), "guest": ("primary",)},
+        "redirector": {"ingress": ("to_guest", "secondary"), "uplink": ("to_guest",), "from_guest": ("secondary",)},
+        "rewriter": {"to_guest": ("from_guest",), "guest": ("from_guest",)},
+        "comparer": {"primary": ("released",), "secondary": ("released",)},
+    }
+
+
+def test_no_link_waits_for_itself() -> None:
+    """A full link keeps its producer's sources waiting; those that are links then fill, and so on."""
+    takers = {stream: wiring for wiring in SERVICES.values() for stream in wiring.takes}
+
+    def waits_for(stream: str, seen: tuple[str, ...] = ()) -> None:
+        assert stream not in seen, f"{' waits for '.join((*seen, stream))}"
+        for link in takers[stream].rests.get(stream, ()):
+            waits_for(link, (*seen, stream))
+
+    for stream in STREAMS:
+        waits_for(stream)
