@@ -50,6 +50,7 @@ class Connection:
         "reset_told",
         "touched",
         "tsval",
+        "unanswered",
         "waiting",
     )
 
@@ -70,6 +71,8 @@ class Connection:
         #: The client's RST passed, and was told.
         self.reset_told = False
         self.isn = self.peer_next = 0
+        #: How far the guest went on behind that SYN while it waited.
+        self.unanswered = 0
         self.tsval: int | None = None
         #: What the client said last, in the primary's space: for resets, and for a clock that never steps back.
         self.client_ack: int | None = None
@@ -109,12 +112,28 @@ class Connection:
         self.reset_told = self.doomed = False
         self.opened_by_guest = not accepts
         self.peer_next = ack
+        self.unanswered = 0
         timestamps, _, _ = options(buf, l4, payload)
         self.tsval = _U32.unpack_from(buf, timestamps + 2)[0] if timestamps else None
+
+    def goes_on(self, buf: Buffer, l4: int, size: int) -> None:
+        """The guest says `size` bytes more before the client has answered its SYN."""
+        fin = bool(buf[l4 + tcp.FLAGS] & tcp.FIN)
+        end = diff(_U32.unpack_from(buf, l4 + tcp.SEQ)[0], self.isn) - 1 + size + fin
+        if self.unanswered < end < _FIRST_ACK_WINDOW:
+            self.unanswered = end
+
+    def becomes_copy(self) -> None:
+        """A checkpoint was committed: the guest has the primary's numbers and clock."""
+        self.isn = add(self.isn, self.delta)
+        self.delta = self.delta_ts = 0
+        self.doomed = self.reset_told = False
 
     def client_answers(self, buf: Buffer, l4: int, payload: int, speaking: bool) -> bool:
         """Learn the deltas from the client's answer to the waiting SYN; False if this is none.
 
+        A guest of which the client acks what it said behind its SYN has the primary's numbers: it is a
+        copy that repeats a SYN of before the checkpoint.
         speaking: after a failover a client that has answered the primary's SYN meets this guest's
         with a challenge ACK, which names the primary's number as well.
         """
@@ -125,10 +144,11 @@ class Connection:
         seq, ack = _U32_PAIR.unpack_from(buf, l4 + tcp.SEQ)
         if not self.opened_by_guest and not -1 <= diff(seq + bool(syn), self.peer_next) < _FIRST_ACK_WINDOW:
             return False
-        self.delta = add(ack, -1 - self.isn)
+        copied = 0 < diff(ack, add(self.isn, 1)) <= self.unanswered
+        self.delta = 0 if copied else add(ack, -1 - self.isn)
         timestamps, _, _ = options(buf, l4, payload)
         self.delta_ts = 0
-        if timestamps and self.tsval is not None:
+        if not copied and timestamps and self.tsval is not None:
             self.delta_ts = add(_U32.unpack_from(buf, timestamps + 6)[0], -self.tsval)
         self.known, self.waiting = True, False
         self.ends = 0
@@ -175,7 +195,9 @@ class Connection:
         self.client_ack = _U32.unpack_from(buf, l4 + tcp.ACK_NUMBER)[0]
         timestamps, sack, blocks = options(buf, l4, payload)
         if timestamps:
-            self.client_tsecr = _U32.unpack_from(buf, timestamps + 6)[0]
+            tsecr = _U32.unpack_from(buf, timestamps + 6)[0]
+            if self.client_tsecr is None or diff(tsecr, self.client_tsecr) > 0:
+                self.client_tsecr = tsecr
         if self.delta:
             _move(buf, l4, l4 + tcp.ACK_NUMBER, -self.delta, partial)
             for edge in range(2 * blocks):

@@ -4,7 +4,7 @@
     guest ──▶ from_guest   seq and TSval into the primary's space
 
 Connections it doesn't know pass untouched: those of before its start, and, after a failover, new
-ones. A committed checkpoint makes the guest a copy of the primary, so every offset is forgotten.
+ones. A committed checkpoint makes the guest a copy of the primary, so every offset is nought.
 After a failover, connections that were released unchecked are reset: the guest can't carry them on.
 """
 
@@ -66,7 +66,7 @@ class Core:
         elif isinstance(item, Cut) and stream == TO_GUEST:
             if item.phase == "commit":
                 self.epoch = max(self.epoch, item.epoch)
-                self._table.clear()
+                self._table.become_copies()
                 self._doomed.clear()
             return [(FROM_GUEST, item)]
         elif isinstance(item, Gap) and stream == TO_GUEST:
@@ -189,7 +189,10 @@ class Core:
                 return
             connection = found
         connection.touched = now
-        connection.guest_says(data[f.l4 + tcp.FLAGS])
+        flags = data[f.l4 + tcp.FLAGS]
+        connection.guest_says(flags)
+        if connection.waiting and not flags & (tcp.SYN | tcp.RST):
+            connection.goes_on(data, f.l4, f.payload_end - f.payload)
         if connection.known and not (syn and connection.waiting):
             connection.to_primary_space(data, f.l4, f.payload, partial, self._speaking)
 

@@ -67,11 +67,15 @@ class ConnectionTable:
         self.open.pop(key, None)
         self.half_open.pop(key, None)
 
-    def clear(self) -> None:
-        """A checkpoint was committed: every distance is nought."""
-        self._counters["forgotten"] += len(self)
-        self.open.clear()
+    def become_copies(self) -> None:
+        """A checkpoint was committed: every distance is nought. What waits for an answer has other numbers now."""
+        waiting = [key for key, connection in self.open.items() if connection.waiting]
+        self._counters["forgotten"] += len(waiting) + len(self.half_open)
         self.half_open.clear()
+        for key in waiting:
+            del self.open[key]
+        for connection in self.open.values():
+            connection.becomes_copy()
 
     def sweep(self, now: float) -> None:
         """Forget what was silent for too long: a little while if it has ended or never opened."""

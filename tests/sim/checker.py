@@ -435,7 +435,13 @@ class Checker:
                 raise Violation(5, f"the rewriter made a frame of its own: {q}")
 
     def _forget(self) -> None:
-        self.learned.clear()
+        """The guest has become a copy: distances are nought, of the connections that were known as well."""
+        was, self.learned = self.learned, {}
+        for key, life in was.items():
+            copy = self._counterpart(life, self.lives["secondary"])
+            if copy is not None:
+                copy.echoed = life.echoed
+                self.learned[key] = copy
         self.doomed.clear()
         self.followed = self.lives["secondary"]
         self.commit_lost = False
@@ -443,6 +449,8 @@ class Checker:
             for life in lives:
                 life.waiting = False
                 life.shift = None
+        for life in self.learned.values():
+            life.shift = 0
 
     def _distance(self, life: Life) -> int | None:
         """From the secondary's numbers to the primary's."""
@@ -505,7 +513,8 @@ class Checker:
         if p.stamps and q.stamps:
             self._clock(learned, (p.stamps[1] - q.stamps[1]) & MASK, key)
             if learned is not None:
-                learned.echoed = p.stamps[1]
+                if learned.echoed is None or distance(p.stamps[1], learned.echoed) > 0:
+                    learned.echoed = p.stamps[1]
 
     def _moved_quotation(self, p: Packet, q: Packet) -> None:
         """An ICMP error that quotes the guest's segment, whose seq is of the primary's space."""

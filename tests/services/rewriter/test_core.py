@@ -278,11 +278,59 @@ def test_a_commit_forgets_every_distance_and_is_passed_on() -> None:
     assert node.core.epoch == 1
 
 
+def test_a_copy_that_repeats_its_syn_ack_has_the_primarys_numbers() -> None:
+    """It got the client's first ack unmoved, so it goes on; the client's next ack names no initial number."""
+    node = Node2()
+    node.core.push("to_guest", Cut(1, "commit"), 0.0)
+    syn_ack = segment(5000, 101, flags=SYN, options=timestamps(900, 7))
+    node.guest(syn_ack)
+    said = segment(5001, 101, b"x" * 20, flags=FIN, options=timestamps(905, 7))
+    assert node.guest(said) == said
+    acked = from_client(101, 5022, options=timestamps(8, 880))
+    assert node.client(acked) == acked
+    assert node.guest(said) == said
+
+
+@pytest.mark.parametrize(("ack", "moved"), [(5020, 1019), (5001, 1000)])
+def test_another_guest_that_went_on_before_the_answer_is_no_copy(ack: int, moved: int) -> None:
+    """Fast Open: it may say data behind its SYN-ACK at once (RFC 7413 §4.2); the client acks the primary's SYN-ACK."""
+    node = Node2()
+    node.guest(segment(1000, 101, flags=SYN))
+    node.guest(segment(1001, 101, b"x" * 20))
+    node.client(from_client(101, 5001))
+    assert node.client(from_client(101, ack)) == from_client(101, moved + 1)
+
+
+def test_a_copy_that_repeats_its_syn_ack_later_waits_for_no_answer() -> None:
+    """Its initial number is the primary's, which the rewriter has known since the handshake."""
+    node = Node2()
+    node.accept(1000, 5000)
+    node.core.push("to_guest", Cut(1, "commit"), 0.0)
+    node.guest(segment(5000, 101, flags=SYN))
+    acked = from_client(101, 5077)
+    assert node.client(acked) == acked
+    said = segment(5001, 101, b"x")
+    assert node.guest(said) == said
+
+
+def test_the_clock_of_a_copy_never_steps_back_after_a_failover() -> None:
+    """It stood still while it was copied: the client has seen the primary's later clock."""
+    node = Node2()
+    node.accept(1000, 5000, ts=(100, 8100))
+    node.core.push("to_guest", Cut(1, "commit"), 0.0)
+    node.client(from_client(101, 5001, options=timestamps(1, 9000)))
+    node.core.push("events", Event("failover", {"survivor": "secondary"}), 0.0)
+    assert node.guest(segment(5001, 101, options=timestamps(8990, 1))) == segment(
+        5001, 101, options=timestamps(9000, 1)
+    )
+
+
 def test_the_guests_clock_never_steps_back_after_a_failover() -> None:
     """The client has seen the primary's clock at 9,000; the guest's is mapped to 8,990."""
     node = Node2()
     node.accept(5, 5, ts=(100, 8100))
     node.client(from_client(101, 6, options=timestamps(1, 9000)))
+    node.client(from_client(101, 6, options=timestamps(1, 8995)))  # an older one, overtaken
     node.core.push("events", Event("failover", {"survivor": "secondary"}), 0.0)
     assert node.guest(segment(6, 101, options=timestamps(990, 1))) == segment(6, 101, options=timestamps(9000, 1))
     assert node.guest(segment(6, 101, options=timestamps(991, 1))) == segment(6, 101, options=timestamps(9001, 1))
