@@ -224,8 +224,7 @@ class TcpFlow(Flow):
             return WAIT
         if self.syn_said[1] == said:
             return RELEASE
-        # Same flags and same ack: the same handshake, with other options.
-        return DIFFERS if self.syn_said[1][:5] == said[:5] else WAIT
+        return DIFFERS if same_handshake(self.syn_said[1], said) else WAIT
 
     def released(self, buf: Buffer, kind: int, l4: int, payload: int, end: int) -> None:
         """See Flow."""
@@ -322,9 +321,8 @@ class TcpFlow(Flow):
         """See Flow."""
         seq, _, _, flags = _SEGMENT.unpack_from(buf, l4)
         if flags & tcp.SYN:
-            other = self.syn_said[1] if self.syn_said else b""
-            reason = "syn" if other else "unmatched"
-            return Finding(reason, None, signature(buf, l4, payload, end), other)
+            own, other = signature(buf, l4, payload, end), self.syn_said[1] if self.syn_said else b""
+            return Finding("syn" if same_handshake(own, other) else "unmatched", None, own, other)
         if flags & tcp.RST:
             return Finding("unmatched", self._place(seq) if self.anchored else None)
         place = self._place(seq)
@@ -451,6 +449,11 @@ def signature(buf: Buffer, l4: int, payload: int, end: int) -> bytes:
     ack = bytes(buf[l4 + tcp.ACK_NUMBER : l4 + tcp.ACK_NUMBER + 4]) if flags & tcp.ACK else b"\0\0\0\0"
     options = tcp.options_signature(buf, l4 + tcp.HEADER, payload)
     return bytes((flags,)) + ack + len(options).to_bytes(2, "big") + options + bytes(buf[payload:end])
+
+
+def same_handshake(a: bytes, b: bytes) -> bool:
+    """Whether two signatures have the same flags and the same ack: one handshake, if with other options."""
+    return a[:5] == b[:5]
 
 
 def without_multipath(data: bytes, vnet: int, l4: int, payload: int) -> bytes:

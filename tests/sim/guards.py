@@ -97,7 +97,7 @@ GUARDS = (
     Guard("the clock steps back at the failover", _CONNECTION, "if speaking and self.client_tsecr is not None:", "if False:"),
     Guard("an error's quotation is not moved", _CONNECTION, "    if new is not None and new != old:", "    if False:"),
     Guard("a refusal does not reach the secondary", _CONNECTION, "        return self.waiting and self.opened_by_guest and flags", "        return False and flags"),
-    Guard("a released connection is not reset at failover", _REWRITER, "if self._speaking and key in self._doomed and not syn:", "if False:"),
+    Guard("a released connection is not reset at failover", _REWRITER, "if self._speaking and not syn and self._is_doomed(key):", "if False:"),
     # 6: epochs
     Guard("frames of another epoch are heard", _CORE, "        elif batch.epoch == self.epoch:", "        elif True:"),
     Guard("what the old secondary said counts on", _TCP, "        self.said.clear()\n        self.acked = self.primary_acked\n", "        self.acked = self.primary_acked\n"),
@@ -106,7 +106,7 @@ GUARDS = (
     Guard("a commit lets out what is behind the cut", _CORE, "while flow.held and flow.held[0].number < before:", "while flow.held:"),
     Guard("a commit lets nothing out", _CORE, "while flow.held and flow.held[0].number < before:", "while False:"),
     Guard("an abort counts as a commit", _CORE, '        elif cut.phase == "commit":', '        elif cut.phase in ("commit", "abort"):'),
-    Guard("offsets outlive a commit", _REWRITER, "                self._connections.clear()", "                pass"),
+    Guard("offsets outlive a commit", _REWRITER, "                self._table.become_copies()", "                pass"),
     # 7: one voice
     Guard("the uplink is heard before the failover", _REDIRECTOR, "            if not self._speaking:", "            if False:"),
     Guard("the ingress is heard after the failover", _REDIRECTOR, 'if self._speaking:\n            self.counters["ingress_ignored"]', 'if False:\n            self.counters["ingress_ignored"]'),

@@ -29,9 +29,8 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
-sys.path.append(str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from sim.guards import GUARDS, Guard
 
@@ -39,6 +38,7 @@ from sim.guards import GUARDS, Guard
 for _name in ("msgpack", "pydantic", "structlog", "zmq"):
     importlib.import_module(_name)
 
+ROOT = Path(__file__).resolve().parents[2]
 #: Seconds that a mutant gets, before it counts as a survivor.
 SECONDS = 20.0
 #: Seconds after which a core that never comes back counts as caught.

@@ -374,6 +374,14 @@ def test_a_syn_ack_that_acks_another_number_is_not_the_same() -> None:
     assert sides.primary(segment(ISN, CLIENT_ISN + 1, flags=SYN, options=MSS_WS)) == []
 
 
+def test_a_syn_ack_that_waited_beside_one_of_another_connection_is_unmatched() -> None:
+    sides = Sides()
+    sides.primary(segment(ISN, 901, flags=SYN, options=MSS_WS))
+    sides.secondary(segment(ISN2, 700, flags=SYN, options=MSS_WS))
+    sides.wait(3.1)
+    assert sides.named("divergence")[0]["reason"] == "unmatched"
+
+
 def test_other_options_on_a_syn_are_a_divergence() -> None:
     sides = Sides()
     sides.primary(segment(ISN, CLIENT_ISN + 1, flags=SYN, options=MSS_WS))
