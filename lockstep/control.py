@@ -124,8 +124,8 @@ class Listener:
             socket.connect(endpoint)
             self.sockets.append(socket)
 
-    def receive(self, socket: zmq.Socket[bytes]) -> Event | None:
-        """The next event that waits at one of `sockets`; None if there is none, or only garbage."""
+    def receive(self, socket: zmq.Socket[bytes]) -> list[Event] | None:
+        """The next event that waits at one of `sockets`; [] if it was garbage, None if none waits."""
         try:
             parts = socket.recv_multipart(zmq.DONTWAIT)
         except zmq.Again:
@@ -133,8 +133,8 @@ class Listener:
         fields = unpacked_map(parts[1]) if len(parts) == 2 else None
         if fields is None:
             self.garbage += 1
-            return None
-        return Event(parts[0].decode("utf-8", "replace"), fields)
+            return []
+        return [Event(parts[0].decode("utf-8", "replace"), fields)]
 
     def close(self) -> None:
         """Give the sockets back."""

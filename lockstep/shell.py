@@ -6,12 +6,11 @@ cores can share one shell: a stream between two of them is then a function call.
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from lockstep.control import ControlRefused, Listener, Server
 from lockstep.link import curve as keys
 from lockstep.link.zmq import Curve, Receiver, Sender
 from lockstep.log import RateLimit
+from lockstep.poller import Act, Poller
 from lockstep.pressure import Pressure
 from lockstep.report import FRAMES
 from lockstep.report.recorder import Recorder
@@ -55,7 +55,6 @@ LOG_BURST = 20
 
 log = structlog.get_logger()
 
-Act = Callable[[float], None]
 #: A service, and the name of its port or of a stream that comes over a link.
 Source = tuple[Service, str]
 
@@ -80,8 +79,8 @@ class Shell:
         self._path, self._capture = path, capture
         self._cores = dict(cores)
         self._stack = ExitStack()
-        self._poller = zmq.Poller()
-        self._acts: dict[object, Act] = {}
+        self._poller = Poller()
+        self._stack.callback(self._poller.close)
         #: What is polled for each port and link that is read.
         self._sources: dict[Source, Any] = {}
         self._boot = os.urandom(8)
@@ -98,6 +97,8 @@ class Shell:
         self._producers: dict[str, Service] = {stream: service for service in cores for stream in self._gives[service]}
         self._ports: dict[tuple[Service, str], Port] = {}
         self._senders: dict[str, Sender] = {}
+        #: Streams whose sender waits for its socket to take messages again.
+        self._blocked: set[str] = set()
         self._receivers: dict[str, Receiver] = {}
         #: Streams whose last turn ended before everything was read.
         self._unread: set[str] = set()
@@ -129,7 +130,7 @@ class Shell:
                 self._stack.callback(port.close)
                 self._ports[service, name] = port
                 self._sources[service, name] = port.fileno()
-                self._watch(port.fileno(), self._port_act(service, name, port))
+                self._poller.watch(port.fileno(), self._port_act(service, name, port))
         for stream, service in self._consumers.items():
             if stream not in self._producers:
                 link = node.link(stream)
@@ -141,7 +142,9 @@ class Shell:
                 self._stack.callback(receiver.close)
                 self._receivers[stream] = receiver
                 self._sources[service, stream] = receiver.socket
-                self._watch(receiver.socket, self._link_act(service, receiver, {g: of_guest(stream, g) for g in names}))
+                self._poller.watch(
+                    receiver.socket, self._link_act(service, receiver, {g: of_guest(stream, g) for g in names})
+                )
         for label in self._producers:
             if label not in self._consumers:
                 plain, guest = stream_and_guest(label)
@@ -155,7 +158,7 @@ class Shell:
             server = Server(context, node.control_endpoint(service), node.events_endpoint(service), curve)
             self._stack.callback(server.close)
             self._servers[service] = server
-            self._watch(server.socket, self._control_act(service, server))
+            self._poller.watch(server.socket, self._control_act(service, server))
             # Those in this shell are heard without a socket; those of this node have this node's key.
             here = [other for other in SERVICES[service].hears if other not in self._cores]
             local = [configuration.reachable(node.events_endpoint(other)) for other in here]
@@ -165,7 +168,7 @@ class Shell:
                 listener = Listener(context, endpoints, there)
                 self._stack.callback(listener.close)
                 for socket in listener.sockets:
-                    self._watch(socket, self._event_act(service, listener, socket))
+                    self._poller.watch(socket, self._event_act(service, listener, socket))
 
     def _given(self, service: Service) -> tuple[str, ...]:
         """The streams that a service gives, by the names under which its core gives them."""
@@ -189,10 +192,6 @@ class Shell:
             return None
         return Curve(curve.public, curve.secret, (key or self._node.security.peers[0]).encode())
 
-    def _watch(self, source: Any, act: Act) -> None:
-        self._poller.register(source, zmq.POLLIN)
-        self._acts[source] = act
-
     def _keep_waiting(self, service: Service, source: str) -> tuple[str, ...]:
         """The links of this shell that a source of a service can fill, be it through other services in here.
 
@@ -206,11 +205,11 @@ class Shell:
 
     def _rest(self, source: Source) -> None:
         if source in self._sources:
-            self._poller.unregister(self._sources[source])
+            self._poller.rest(self._sources[source])
 
     def _wake(self, source: Source) -> None:
         if source in self._sources:
-            self._poller.register(self._sources[source], zmq.POLLIN)
+            self._poller.wake(self._sources[source])
 
     # --- what happens when a source is readable
 
@@ -220,14 +219,14 @@ class Shell:
             if batch is not None:
                 self._push(service, name, batch, now)
             elif port.exhausted():
-                self._poller.unregister(self._sources.pop((service, name)))
+                self._poller.forget(self._sources.pop((service, name)))
 
         return act
 
     def _link_act(self, service: Service, receiver: Receiver, labels: Mapping[str | None, str]) -> Act:
         """labels: on a link of many guests, each guest's name for the stream."""
 
-        def act(now: float) -> None:
+        def act(now: float) -> bool:
             taken = 0
             rejected = receiver.rejected()
             for _ in range(MOST_MESSAGES):
@@ -240,25 +239,28 @@ class Shell:
                     self._push(service, stream, item, now)
                 if taken > MAX_BATCH:
                     break
-            if items is not None and receiver.socket.poll(0):
-                self._unread.add(receiver.stream)
-            else:
-                self._unread.discard(receiver.stream)
+            more = items is not None
+            (self._unread.add if more else self._unread.discard)(receiver.stream)
             if receiver.rejected() > rejected and self._rejections_allowed.allows(now):
-                more = self._rejections_allowed.take_suppressed()
+                suppressed = self._rejections_allowed.take_suppressed()
                 log.warning(
                     "message_rejected", stream=receiver.stream, why=receiver.last_rejection,
-                    total=receiver.rejected(), suppressed=more,
+                    total=receiver.rejected(), suppressed=suppressed,
                 )  # fmt: skip
+            return more
 
         return act
 
     def _flush_act(self, where: str, sender: Sender) -> Act:
         def act(now: float) -> None:
+            # Asking for its events has libzmq look at its news; a send alone may put that off.
+            events: Any = sender.socket.getsockopt(zmq.EVENTS)
+            if not events & zmq.POLLOUT:
+                return
             before = sender.counters["messages"]
             if sender.flush():
-                self._poller.unregister(sender.socket)
-                del self._acts[sender.socket]
+                self._poller.forget(sender.socket)
+                self._blocked.discard(where)
                 self._pressure.free(where, now)
             elif sender.counters["messages"] > before:
                 self._pressure.moved(where, now)
@@ -266,19 +268,23 @@ class Shell:
         return act
 
     def _control_act(self, service: Service, server: Server) -> Act:
-        def act(now: float) -> None:
+        def act(now: float) -> bool:
             for _ in range(MOST_REQUESTS):
                 if not server.serve(lambda op, arguments: self._command(service, op, arguments, now)):
-                    break
+                    return False
+            return True
 
         return act
 
     def _event_act(self, service: Service, listener: Listener, socket: zmq.Socket[bytes]) -> Act:
-        def act(now: float) -> None:
+        def act(now: float) -> bool:
             for _ in range(MOST_REQUESTS):
-                event = listener.receive(socket)
-                if event is not None and self._concerns(event):
+                events = listener.receive(socket)
+                if events is None:
+                    return False
+                for event in filter(self._concerns, events):
                     self._push(service, EVENTS, event, now)
+            return True
 
         return act
 
@@ -316,9 +322,9 @@ class Shell:
                 sender = self._senders[where]
                 if not sender.send(item, self._cores[service].epoch):
                     self._carry_out(service, self._cores[service].undelivered(where, item, now), now)
-                if sender.blocked and sender.socket not in self._acts:
-                    self._poller.register(sender.socket, zmq.POLLOUT)
-                    self._acts[sender.socket] = self._flush_act(where, sender)
+                if sender.blocked and where not in self._blocked:
+                    self._blocked.add(where)
+                    self._poller.watch(sender.socket, self._flush_act(where, sender))
                     self._pressure.moved(where, now)
             elif where in self._consumers and where in self._producers:
                 if isinstance(item, Batch):
@@ -407,10 +413,10 @@ class Shell:
         if deadlines:
             wait = max(0.0, min(deadlines) - now)
             timeout = wait if timeout is None else min(wait, timeout)
-        ready = self._poller.poll(None if timeout is None else math.ceil(timeout * 1000))
+        ready = self._poller.wait(timeout)
         now = time.monotonic()
-        for source, _ in ready:
-            self._acts[source](now)
+        for source in ready:
+            self._poller.act(source, now)
         self._pressure.tick(now)
         for service, core in self._cores.items():
             deadline = core.next_deadline()
@@ -433,14 +439,14 @@ class Shell:
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
         wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        self._watch(reader, lambda now: None)
+        self._poller.watch(reader, lambda now: None)
         try:
             log.info("service_started", services=list(self._cores))
             while not self.stopping:
                 self.step()
             log.info("service_stopped", services=list(self._cores))
         finally:
-            self._poller.unregister(reader)
+            self._poller.forget(reader)
             self.close()
             signal.set_wakeup_fd(wakeup)
             for number, handler in before.items():
