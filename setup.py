@@ -15,10 +15,12 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 HOT = [
+    "lockstep.flow.records",
     "lockstep.wire.bytes",
     "lockstep.wire.checksum",
     "lockstep.wire.frame",
     "lockstep.wire.seqnum",
+    "services.comparer.lane",
 ]
 
 #: `-fno-strict-aliasing`: tables are seen as 32-bit and as 64-bit numbers.

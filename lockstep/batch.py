@@ -72,6 +72,9 @@ class BatchBuilder:
         self._lengths = array("I")
         self._vnet = 0
 
+    def __bool__(self) -> bool:
+        return bool(self._lengths or self._batches)
+
     def append(self, frame: Buffer, vnet: int) -> None:
         """Add one frame; `vnet` bytes of it are its virtio-net header."""
         if vnet != self._vnet or len(self._data) + len(frame) > MAX_BATCH:
@@ -85,13 +88,15 @@ class BatchBuilder:
         if first >= last:
             return
         start = sum(batch.lengths[:first])
-        lengths = batch.lengths[first:last]
-        end = start + sum(lengths)
+        self.extend_from(batch, first, last, start, start + sum(batch.lengths[first:last]))
+
+    def extend_from(self, batch: Batch, first: int, last: int, start: int, end: int) -> None:
+        """`extend` for frames that are known to lie at `start` to `end` of the batch's data."""
         if batch.vnet != self._vnet or len(self._data) + end - start > MAX_BATCH:
             self._close()
             self._vnet = batch.vnet
         self._data += batch.data[start:end]
-        self._lengths.extend(lengths)
+        self._lengths.extend(batch.lengths[first:last])
 
     def take(self) -> list[Batch]:
         """What was collected, in order; the builder is empty after it."""

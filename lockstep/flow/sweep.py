@@ -27,9 +27,13 @@ class Sweep:
         if self.next is None:
             self.next = now + EVERY
 
+    def is_due(self, now: float) -> bool:
+        """Whether `due` would look at anything now."""
+        return self.next is not None and now >= self.next
+
     def due(self, table: Mapping[bytes, object], now: float) -> list[bytes]:
         """The keys to look at now: none before the next part is due. Some may be gone from the table."""
-        if self.next is None or now < self.next:
+        if not self.is_due(now):
             return []
         self.next = now + EVERY
         part = list(islice(self._keys, ENTRIES))

@@ -9,11 +9,14 @@ cdef int _IPV6_HEADER, _IPV6_NEXT_HEADER, _IPV6_HOP_BY_HOP, _IPV6_ROUTING, _IPV6
 cdef int _IPV6_AUTHENTICATION, _IPV6_FRAGMENT, _IPV6_MOST_EXTENSIONS, _IPV6_JUMBO
 cdef int _TCP_HEADER, _TCP_DATA_OFFSET, _UDP_HEADER, _UDP_LENGTH, _ICMP_HEADER
 
+cdef long long _MASK32
+
+@cython.final
 cdef class Frame:
     cdef public int kind, start, end, tags, ethertype, l3, l4, version, protocol, payload, payload_end
 
 cpdef int dissect(Frame f, const unsigned char[::1] buf, int start, int end) except -1
-cdef int dissect_at(Frame f, const unsigned char* buf, int start, int end) noexcept
+cpdef int dissect_at(Frame f, const unsigned char* buf, int start, int end) noexcept
 @cython.locals(at=cython.int, ethertype=cython.int)
 cdef int _link(Frame f, const unsigned char* buf, int start, int end) noexcept
 @cython.locals(header=cython.int, total=cython.int)

@@ -51,6 +51,7 @@ _IPV6_JUMBO = ipv6.JUMBO
 _TCP_HEADER, _TCP_DATA_OFFSET = tcp.HEADER, tcp.DATA_OFFSET
 _UDP_HEADER, _UDP_LENGTH = udp.HEADER, udp.LENGTH
 _ICMP_HEADER = icmp.HEADER
+_MASK32 = 0xFFFFFFFF
 
 
 class Frame:
@@ -194,7 +195,7 @@ def _jumbo_length(buf: Buffer, at: int, end: int) -> int:
     options = at + _IPV6_HEADER
     if buf[at + _IPV6_NEXT_HEADER] != _IPV6_HOP_BY_HOP or end - options < 8 or buf[options + 2] != _IPV6_JUMBO:
         return 0
-    return (buf[options + 4] << 24 | buf[options + 5] << 16 | buf[options + 6] << 8 | buf[options + 7]) & 0xFFFFFFFF
+    return (buf[options + 4] << 24 | buf[options + 5] << 16 | buf[options + 6] << 8 | buf[options + 7]) & _MASK32
 
 
 def _transport(f: Frame, buf: Buffer) -> int:

@@ -41,6 +41,7 @@ from services.comparer.flow import (
     Held,
 )
 from services.comparer.fragments import Reassembly
+from services.comparer.lane import Kept, Lane
 from services.comparer.passthrough import Rules
 from services.comparer.table import FlowTable, is_syn
 from services.comparer.tcp import TcpFlow, without_multipath
@@ -52,6 +53,8 @@ MOST_REMEMBERED = 32
 MOST_SHOWN = 128
 #: MAC addresses of the primary that are remembered.
 MOST_VOICES = 64
+#: Frames dealt with carefully before a flow goes into the lane, and how many more once it has come from there.
+CALM, AGITATED = 16, 512
 #: Bytes of a coming epoch that wait for its commit.
 MOST_EARLY = 4 << 20
 
@@ -104,7 +107,9 @@ class Core:
         self._config = config.comparer
         self._rules = Rules(self._config.passthrough)
         self.counters = dict.fromkeys(COUNTERS, 0)
-        self._table = FlowTable(self._config, self.counters)
+        self._lane = Lane(self, self._config.max_flows, self._config.max_bytes)
+        self._lane.ask = self._rules.any
+        self._table = FlowTable(self._config, self.counters, self._lane)
         self._primary_fragments = Reassembly(self._config.compare_timeout)
         self._secondary_fragments = Reassembly(self._config.compare_timeout)
         self.epoch = 0
@@ -127,6 +132,7 @@ class Core:
         self._evidence = Evidence() if self._config.capture_dir is not None else None
         # Of the push at work: what leaves, what is to be told, and of the batch the frames not yet dealt with.
         self._out = BatchBuilder()
+        self._ready: list[Batch] = []
         self._events: list[Event] = []
 
     # --- the core's interface
@@ -158,6 +164,7 @@ class Core:
 
     def tick(self, now: float) -> list[Output]:
         """Find heads that waited too long, and flows that are idle."""
+        self._lane.tick(now)
         while self._due and self._due[0][0] <= now:
             when, _, flow = heapq.heappop(self._due)
             if when != flow.timed:
@@ -193,7 +200,10 @@ class Core:
     def _told(self, event: Event, now: float) -> None:
         """The rewriter passed a client's RST on: what the primary said last may have no counterpart."""
         key = event.fields.get("key")
-        flow = self._table.flows.get(key) if event.name == "reset_by_client" and isinstance(key, bytes) else None
+        if event.name != "reset_by_client" or not isinstance(key, bytes):
+            return
+        self._lane.promote_key(key, now)
+        flow = self._table.flows.get(key)
         if flow is not None:
             flow.reset_at = now
 
@@ -210,6 +220,7 @@ class Core:
         """See Core in lockstep.streams."""
         moments = (
             self._due[0][0] if self._due else None,
+            self._lane.next_deadline(),
             self._table.next_sweep(),
             self._primary_fragments.next_deadline(),
             self._secondary_fragments.next_deadline(),
@@ -223,7 +234,7 @@ class Core:
             return {"requested": True}, self._outputs()
         if op == "failover":
             self._alone = True
-            self._release_all()
+            self._release_all(now)
             self._events.append(Event("failover", {"survivor": "primary", "epoch": self.epoch}))
             return {"survivor": "primary", "epoch": self.epoch}, self._outputs()
         raise CommandError(f"the comparer has no `{op}`")
@@ -232,6 +243,7 @@ class Core:
         """Take new limits, time-outs and rules; rules are asked for new flows."""
         self._config = self._table.config = config.comparer
         self._rules = Rules(self._config.passthrough)
+        self._lane.ask = self._rules.any
         self._primary_fragments.lifetime = self._secondary_fragments.lifetime = self._config.compare_timeout
 
     def undelivered(self, stream: str, item: Batch | Cut, now: float) -> list[Output]:
@@ -244,14 +256,19 @@ class Core:
     def status(self) -> dict[str, Any]:
         """Gauges, and the last divergences."""
         return {
-            "held": self._table.held + self._primary_fragments.waiting,
-            "kept_bytes": self._table.kept,
-            "flows": len(self._table.flows),
+            "held": self._table.held + self._lane.waiting + self._primary_fragments.waiting,
+            "kept_bytes": self._table.kept + self._lane.kept(),
+            "flows": len(self._table.flows) + self._lane.count,
+            "flows_in_the_lane": self._lane.count,
             "half_open": len(self._table.half_open),
             "passthrough": self._rules.counts,
             "on_divergence": self._config.on_divergence,
             "divergences": list(self._recent),
         }
+
+    def follows(self, key: bytes) -> bool:
+        """Whether the flow of this key (`lockstep.flow.key`) is known, in the lane or out of it."""
+        return key in self._table.flows or self._lane.knows(key)
 
     # --- primary
 
@@ -260,44 +277,81 @@ class Core:
         if not self._epoch_known:
             self._epoch_known = True
             self.epoch = batch.epoch
-        f, data, vnet = self._frame, batch.data, batch.vnet
         self.counters["primary_frames"] += len(batch)
         if self._alone:
             self._number += len(batch)
             self.counters["unchecked"] += len(batch)
             self.counters["released"] += len(batch)
             return [(RELEASED, batch)]
-        leaving = 0  # the first frame not yet in `_out`
-        end = 0
-        for index, length in enumerate(batch.lengths):
-            start, end = end, end + length
-            self._number += 1
-            kind = dissect(f, data, start + vnet, end)
-            if kind == frame.CHATTER:
-                self.counters["unchecked"] += 1
-                if len(self._voices) < MOST_VOICES:
-                    self._voices.add(bytes(data[f.start + 6 : f.start + 12]))
-                continue
-            if kind == frame.MALFORMED:
-                self.counters["dropped_malformed"] += 1
-            elif kind != frame.FRAGMENT:
-                flow = self._followed(f, data, now)
-                if flow is not None and self._leaves(flow, f, data, now):
-                    continue
-                self._out.extend(batch, leaving, index)
-                leaving = index + 1
-                if flow is not None:
-                    self._hold(flow, f, bytes(data[start:end]), vnet, now)
-                continue
-            self._out.extend(batch, leaving, index)
-            leaving = index + 1
-            if kind == frame.FRAGMENT:
-                self._primary_fragment(data, start, now)
-        if leaving == 0 and len(batch):
-            self.counters["released"] += len(batch)
-            return [(RELEASED, batch), *self._outputs()]
-        self._out.extend(batch, leaving, len(batch))
+        first = self._number + 1
+        waiting = self._lane.waiting
+        self._lane.room = self._config.max_flows - len(self._table.flows) - self._lane.count
+        self._lane.primary(batch, now, first)
+        self._number = first + len(batch) - 1
+        self.counters["held_frames"] += max(0, self._lane.waiting - waiting)
         return self._outputs()
+
+    def primary_chatter(self, data: Buffer, f: Frame) -> None:
+        """Link chatter of the primary leaves unchecked; its neighbours may be asked in the name it gives."""
+        self.counters["unchecked"] += 1
+        if len(self._voices) < MOST_VOICES:
+            self._voices.add(bytes(data[f.start + 6 : f.start + 12]))
+
+    def careful_primary(self, kept: Kept, index: int, start: int, end: int, now: float) -> None:
+        """Judge a primary frame that is not for the lane. It begins, with its virtio-net header, at `start`."""
+        f, data, vnet = self._frame, kept.batch.data, kept.batch.vnet
+        self._number = kept.first + index
+        kind = dissect(f, data, start + vnet, end)
+        if kind == frame.MALFORMED:
+            self.counters["dropped_malformed"] += 1
+        elif kind == frame.FRAGMENT:
+            self._primary_fragment(data, start, now)
+        else:
+            flow = self._followed(f, data, now)
+            if flow is None:
+                return
+            if not self._leaves(flow, f, data, now):
+                self._hold(flow, f, bytes(data[start:end]), vnet, now)
+            elif self._out:
+                self._out.append(data[start:end], vnet)  # behind what has left of this flow just now
+            else:
+                self._lane.leave(kept, index, start)
+            self._calm(flow)
+
+    def promoted(
+        self, flow: TcpFlow, said: list[tuple[Buffer, int, int]], held: list[Held], now: float, late: bool
+    ) -> None:
+        """Go on carefully with a flow of the lane: what the secondary said, and what of the primary waits."""
+        self._table.flows[flow.key] = flow
+        flow.calm = CALM if late else -AGITATED
+        flow.touched = now
+        self._table.kept += flow.kept()
+        for data, start, end in said:
+            dissect(self._frame, data, start, end)
+            if flow.state == PROTECTED:
+                self._note(flow, self._frame, data, now)
+        for head in held:
+            self._queue(flow, head, now)
+
+    def flow_limit(self) -> int:
+        """Bytes kept for one flow."""
+        return self._config.max_flow_bytes
+
+    def _calm(self, flow: Flow) -> None:
+        """Count a frame that was dealt with carefully; after enough of them an ordinary flow goes into the lane.
+
+        What has left carefully goes first: frames of one flow leave in order.
+        """
+        if not isinstance(flow, TcpFlow):
+            return
+        flow.calm += 1
+        if flow.calm >= CALM and flow.is_ordinary():
+            self._into_the_lane(flow)
+
+    def _into_the_lane(self, flow: TcpFlow) -> None:
+        if self._lane.demote(flow):
+            self._ready += [*self._lane.leaving(), *self._out.take()]
+            self._table.take_out(flow)
 
     def _primary_fragment(self, data: Buffer, start: int, now: float) -> None:
         """Hold a fragment until its datagram is whole; that is judged, and leaves as it came."""
@@ -378,24 +432,28 @@ class Core:
         )
         if flow.state == PROTECTED and f.kind == frame.TCP and data[held.l4 + tcp.FLAGS] & tcp.SYN:
             self._special_syn(flow, held)
-        if self._table.over(flow, len(data), now):
+        self.counters["held_frames"] += self._queue(flow, held, now)
+
+    def _queue(self, flow: Flow, held: Held, now: float) -> int:
+        """Queue a head-to-be, within the limits, and let out what may leave; how many frames were queued."""
+        size = len(held.data)
+        if self._table.over(flow, size, now):
             self._diverge(flow, Finding("limit"))
             if flow.state != UNPROTECTED:
                 self.counters["dropped_limit"] += held.frames()
-                return
+                return 0
         if flow.state == UNPROTECTED:
             self.counters["unchecked"] += held.frames()
             self._append(held.originals or ((held.data, held.vnet),))
-            return
+            return 0
         flow.hold(held)
-        self._table.kept += len(data)
+        self._table.kept += size
         self._table.held += held.frames()
-        self.counters["held_frames"] += held.frames()
-        if flow.state != PROTECTED or len(flow.held) > 1:
-            return
-        self._drain(flow)
-        if flow.held and flow.state == PROTECTED:
-            self._watch(flow, now)
+        if flow.state == PROTECTED and len(flow.held) == 1:
+            self._drain(flow)
+            if flow.held and flow.state == PROTECTED:
+                self._watch(flow, now)
+        return held.frames()
 
     def _special_syn(self, flow: Flow, held: Held) -> None:
         """Options that the rewriter can't serve: authenticated segments, and MPTCP with its own numbers."""
@@ -473,25 +531,25 @@ class Core:
             self.counters["secondary_other_epoch"] += len(batch)
 
     def _secondary(self, batch: Batch, now: float) -> None:
-        f, data, vnet = self._frame, batch.data, batch.vnet
         self.counters["secondary_frames"] += len(batch)
-        end = 0
-        for length in batch.lengths:
-            start, end = end, end + length
-            kind = dissect(f, data, start + vnet, end)
-            if kind == frame.CHATTER:
-                if asks(f, data) and bytes(data[f.start + 6 : f.start + 12]) in self._voices:
-                    self.counters["secondary_asked"] += 1
-                    self._out.append(data[start:end], vnet)
-                continue
-            if kind == frame.MALFORMED:
-                self.counters["secondary_malformed"] += 1
-                continue
-            if kind == frame.FRAGMENT:
-                whole = self._secondary_fragments.take(f, data, start, now)
-                if whole is not None and dissect(f, whole.frame, 0, len(whole.frame)) not in _NO_DATAGRAM:
-                    self._hear(f, whole.frame, 0, now)
-                continue
+        self._lane.room = self._config.max_flows - len(self._table.flows) - self._lane.count
+        self._lane.secondary(batch, now)
+
+    def careful_secondary(self, batch: Batch, start: int, end: int, now: float) -> None:
+        """Take a frame of the secondary that is not for the lane. It begins, with its virtio-net header, at `start`."""
+        f, data, vnet = self._frame, batch.data, batch.vnet
+        kind = dissect(f, data, start + vnet, end)
+        if kind == frame.CHATTER:
+            if asks(f, data) and bytes(data[f.start + 6 : f.start + 12]) in self._voices:
+                self.counters["secondary_asked"] += 1
+                self._out.append(data[start:end], vnet)
+        elif kind == frame.MALFORMED:
+            self.counters["secondary_malformed"] += 1
+        elif kind == frame.FRAGMENT:
+            whole = self._secondary_fragments.take(f, data, start, now)
+            if whole is not None and dissect(f, whole.frame, 0, len(whole.frame)) not in _NO_DATAGRAM:
+                self._hear(f, whole.frame, 0, now)
+        else:
             self._hear(f, data, start, now)
 
     def _hear(self, f: Frame, data: Buffer, start: int, now: float) -> None:
@@ -507,6 +565,21 @@ class Core:
         if flow.state != PROTECTED:
             return
         flow.touched = now
+        self._note(flow, f, data, now)
+        if flow.held:
+            self._drain(flow)
+        if not isinstance(flow, TcpFlow) or flow.state != PROTECTED:
+            return
+        if flow.held and flow.held[0].arrived + STALL <= now:
+            self._stir(flow, f, data, start, now)
+            return
+        if (update := flow.window_update()) is not None:
+            self.counters["window_updates"] += 1
+            self._append([update])
+        self._calm(flow)
+
+    def _note(self, flow: Flow, f: Frame, data: Buffer, now: float) -> None:
+        """Note what the secondary said, within the limits."""
         size = f.payload_end - f.payload
         if size and self._table.over(flow, size, now):
             self._diverge(flow, Finding("limit"))
@@ -516,16 +589,6 @@ class Core:
         self._table.kept += flow.kept() - before
         if found is not None:
             self._diverge(flow, found)
-            return
-        if flow.held:
-            self._drain(flow)
-        if not isinstance(flow, TcpFlow) or flow.state != PROTECTED:
-            return
-        if flow.held and flow.held[0].arrived + STALL <= now:
-            self._stir(flow, f, data, start, now)
-        elif (update := flow.window_update()) is not None:
-            self.counters["window_updates"] += 1
-            self._append([update])
 
     def _stir(self, flow: TcpFlow, f: Frame, data: Buffer, start: int, now: float) -> None:
         """The head is stuck, and the secondary speaks all the same: have the client say what it lacks (`ease`)."""
@@ -618,7 +681,7 @@ class Core:
         """Lost messages put flows in doubt: a checkpoint where there are any, else the time-out tells."""
         self.counters[f"gaps_{stream}"] += 1
         self._events.append(Event("gap", {"stream": stream, "reason": gap.reason, "lost": gap.lost}))
-        if self._config.on_divergence == "checkpoint" and self._table.flows:
+        if self._config.on_divergence == "checkpoint" and (self._table.flows or self._lane.count):
             self._ask_for_checkpoint("gap")
 
     # --- epochs
@@ -644,6 +707,7 @@ class Core:
         was replaced all the same, and what the old one said proves nothing any more.
         """
         before = self._prepared[1] if self._prepared is not None and self._prepared[0] == epoch else 0
+        self._lane.promote_waiting(now)
         leaving = []
         for flow in self._table.flows.values():
             while flow.held and flow.held[0].number < before:
@@ -655,6 +719,7 @@ class Core:
                 flow.state = PROTECTED
             for head in flow.held:
                 head.arrived = now
+        self._lane.committed()
         self._secondary_fragments.clear()
         self._leave_in_order(leaving)
         self._alone = False
@@ -683,13 +748,15 @@ class Core:
             self._append(head.originals or ((head.data, head.vnet),))
         self._table.recount()
 
-    def _release_all(self) -> None:
+    def _release_all(self, now: float) -> None:
         """Nobody is left to compare with: what is held leaves, and no flow is known any more."""
+        self._lane.promote_waiting(now)
         leaving = []
         for flow in self._table.flows.values():
             while flow.held:
                 leaving.append(self._take_head(flow))
             flow.restart()
+        self._lane.clear()
         self.counters["unchecked"] += sum(head.frames() for head in leaving)
         self._leave_in_order(leaving)
         fragments = self._primary_fragments.clear()
@@ -702,7 +769,9 @@ class Core:
         """What the push at work has to send: released frames first."""
         self.counters["dropped_fragments"] = self._primary_fragments.given_up
         outputs: list[Output] = []
-        for batch in self._out.take():
+        batches = [*self._ready, *self._lane.leaving(), *self._out.take()]
+        self._ready = []
+        for batch in batches:
             self.counters["released"] += len(batch)
             outputs.append((RELEASED, batch))
         outputs += self._events

@@ -31,6 +31,11 @@ class Rules:
         ]
         self.counts = [0] * len(rules)
 
+    @property
+    def any(self) -> bool:
+        """Whether there is a rule at all."""
+        return bool(self._rules)
+
     def pass_unchecked(self, key: bytes) -> bool:
         """Whether the flow of this key (`lockstep.flow.key`) leaves unchecked; no rule means no."""
         if not self._rules or not key[1]:

@@ -16,7 +16,8 @@ from lockstep.wire import frame, tcp
 from lockstep.wire.frame import Frame
 from services.comparer.datagram import DatagramFlow
 from services.comparer.flow import Flow
-from services.comparer.tcp import TcpFlow
+from services.comparer.lane import Lane
+from services.comparer.tcp import HISTORY_AGE, TcpFlow
 
 #: Seconds between two walks over all flows for what they could give up.
 RECLAIM_EVERY = 0.1
@@ -31,13 +32,14 @@ class FlowTable:
     counters: of the comparer; `dropped_evicted` counts held frames of flows that had to make way.
     """
 
-    def __init__(self, config: Comparer, counters: dict[str, int]) -> None:
+    def __init__(self, config: Comparer, counters: dict[str, int], lane: Lane) -> None:
         self.config = config
         self.flows: dict[bytes, Flow] = {}
         self.half_open: dict[bytes, None] = {}
         self.kept = 0
         self.held = 0
         self._counters = counters
+        self._lane = lane
         self._sweep = Sweep()
         self._reclaimed = -math.inf
 
@@ -53,6 +55,8 @@ class FlowTable:
         if not self._room(opening):
             return None
         if f.kind == frame.TCP:
+            if not self._lane.claim(key):
+                return None
             flow = TcpFlow(key, now, self.config.max_flow_bytes)
             if opening:
                 self.half_open[key] = None
@@ -63,7 +67,7 @@ class FlowTable:
 
     def _room(self, opening: bool) -> bool:
         """Make room for one more flow, if there can be any."""
-        full = len(self.flows) >= self.config.max_flows
+        full = len(self.flows) + self._lane.count >= self.config.max_flows
         if (full or (opening and len(self.half_open) >= self.config.max_half_open)) and self.half_open:
             self._forget(next(iter(self.half_open)))
             return True
@@ -72,16 +76,28 @@ class FlowTable:
     def _forget(self, key: bytes) -> None:
         flow = self.flows.pop(key)
         self.half_open.pop(key, None)
+        if isinstance(flow, TcpFlow):
+            self._lane.forget(key)
         self.kept -= flow.kept()
         dropped = flow.drop_held()
         self.held -= dropped
         self._counters["dropped_evicted"] += dropped
 
+    def take_out(self, flow: Flow) -> None:
+        """A flow went into the lane."""
+        del self.flows[flow.key]
+        self.half_open.pop(flow.key, None)
+        self.kept -= flow.kept()
+
     def sweep(self, now: float) -> None:
         """Look at some flows each time: give memory back, forget what is idle."""
+        if self._sweep.is_due(now):
+            self._lane.sweep(now, self.config.idle_timeout)
         for key in self._sweep.due(self.flows, now):
             flow = self.flows.get(key)
             if flow is None or flow.held:
+                continue
+            if isinstance(flow, TcpFlow) and self._goes_to_the_lane(flow, now):
                 continue
             before = flow.kept()
             flow.relax(now)
@@ -91,13 +107,20 @@ class FlowTable:
             if now - flow.touched > idle:
                 self._forget(key)
 
+    def _goes_to_the_lane(self, flow: TcpFlow, now: float) -> bool:
+        """An idle flow needs but a record."""
+        if now - flow.touched <= HISTORY_AGE or not flow.is_ordinary() or not self._lane.demote(flow):
+            return False
+        self.take_out(flow)
+        return True
+
     def start(self, now: float) -> None:
         """Begin to sweep: the clock is first known with the first push."""
         self._sweep.start(now)
 
     def next_sweep(self) -> float | None:
         """When there is something to look at."""
-        return self._sweep.next if self.flows else None
+        return self._sweep.next if self.flows or self._lane.count else None
 
     def over(self, flow: Flow, more: int, now: float) -> bool:
         """Whether a limit on bytes is passed, with `more` bytes for this flow; history makes way first."""

@@ -19,7 +19,9 @@ one byte of garbage below the frontier (RFC 1122 §4.2.3.6): it leaves if the se
 
 from __future__ import annotations
 
+import os
 import struct
+from hashlib import blake2b
 from itertools import islice
 
 from lockstep.batch import Buffer
@@ -27,12 +29,13 @@ from lockstep.wire import checksum, tcp
 from lockstep.wire.frame import Frame
 from lockstep.wire.seqnum import MASK, diff
 from lockstep.wire.vnet import NEEDS_CSUM
-from services.comparer.flow import DIFFERS, RELEASE, WAIT, Finding, Flow, Held
+from services.comparer.flow import DIFFERS, PROTECTED, RELEASE, WAIT, Finding, Flow, Held
 from services.comparer.said import DIFFERENT, EQUAL, MISSING, Said, first_difference
 from services.comparer.window import Window, bare_segment, with_window
 
 _SEGMENT = struct.Struct(">4xIIBB")  # ports, seq, ack, data offset, flags
 _CHECKSUM = struct.Struct(">H")
+_MARK_KEY = os.urandom(16)
 
 #: Bytes below the frontier that an active flow keeps, and seconds until an idle one gives them up.
 HISTORY = 256 << 10
@@ -51,6 +54,7 @@ class TcpFlow(Flow):
     __slots__ = (
         "acked",
         "anchored",
+        "calm",
         "fin",
         "frontier",
         "frontier_seq",
@@ -73,6 +77,8 @@ class TcpFlow(Flow):
         super().__init__(key, now)
         #: Farthest from the frontier that a place is believed.
         self.limit = limit
+        #: Frames dealt with since the last that was out of the ordinary; the core counts them.
+        self.calm = 0
         self.anchored = self.primary_seen = False
         self.frontier = 0
         self.frontier_seq = 0
@@ -92,8 +98,8 @@ class TcpFlow(Flow):
         self.offered: tuple[int, int] | None = None
         #: The secondary's SYN that waits for the primary's: (seq, signature).
         self.syn_said: tuple[int, bytes] | None = None
-        #: The pair that was proven equal: the primary's (seq, signature), and the secondary's seq.
-        self.syn: tuple[int, bytes] | None = None
+        #: The pair that was proven equal: the primary's (seq, `mark` of its signature), and the secondary's seq.
+        self.syn: tuple[int, int] | None = None
         self.syn_matched: int | None = None
         #: The primary's SYN-ACK as it left, until the secondary has got the client's answer.
         self.syn_frame: tuple[bytes, int] | None = None
@@ -218,7 +224,7 @@ class TcpFlow(Flow):
         return said is not None and said > fin
 
     def _verdict_on_syn(self, seq: int, said: bytes) -> int:
-        if self.syn == (seq, said):
+        if self.syn == (seq, mark(said)):
             return RELEASE
         if self.syn_said is None:
             return WAIT
@@ -294,7 +300,7 @@ class TcpFlow(Flow):
         if self.primary_acked is None or flags & tcp.SYN:
             return None
         if self.window is not None:
-            window = self.window.told(self.primary_acked)
+            window = self.window.told_field(self.primary_acked)
         elif flags & tcp.RST:
             return None  # its window field says nothing
         else:
@@ -303,10 +309,10 @@ class TcpFlow(Flow):
 
     def _opened(self, seq: int, said: bytes, size: int) -> None:
         """The primary's SYN was proven: a new incarnation begins, unless it is the same SYN again."""
-        if self.syn == (seq, said):
+        if self.syn == (seq, mark(said)):
             return
         self.syn_matched = self.syn_said[0] if self.syn_said else None
-        self.syn, self.syn_said, self.window = (seq, said), None, None
+        self.syn, self.syn_said, self.window = (seq, mark(said)), None, None
         self.anchored = self.primary_seen = True
         self.frontier = size
         self.frontier_seq = (seq + 1 + size) & MASK
@@ -384,7 +390,7 @@ class TcpFlow(Flow):
         return found
 
     def _secondary_syn(self, seq: int, said: bytes) -> None:
-        if self.syn is not None and self.syn[1] == said and seq in (self.syn_matched, self.syn[0]):
+        if self.syn is not None and self.syn[1] == mark(said) and seq in (self.syn_matched, self.syn[0]):
             return  # the one that was matched, again
         if self.syn_said is None or self.syn_said[0] != seq:
             self.offered = None
@@ -407,6 +413,24 @@ class TcpFlow(Flow):
             self.offered = None
 
     # --- the rest
+
+    def is_ordinary(self) -> bool:
+        """Whether nothing waits or is remembered of this flow but its numbers, its window and its history."""
+        end = self.said.end()
+        return (
+            self.state == PROTECTED
+            and self.primary_seen
+            and not self.held
+            and (end is None or end <= self.frontier)
+            and self.fin is None
+            and not self.closed
+            and not self.resets
+            and not self.urgent
+            and self.reset_at is None
+            and self.syn_said is None
+            and self.syn_frame is None
+            and (self.window is None or not self.window.owes)
+        )
 
     def kept(self) -> int:
         """See Flow."""
@@ -441,6 +465,11 @@ class TcpFlow(Flow):
         self.acked = self.primary_acked = None
         self.syn = self.syn_matched = self.syn_frame = None
         self.window = None
+
+
+def mark(said: bytes) -> int:
+    """64 bits that stand for the signature of a SYN that was proven, to know it again; keyed, so not to be forged."""
+    return int.from_bytes(blake2b(said, digest_size=8, key=_MARK_KEY).digest(), "big")
 
 
 def signature(buf: Buffer, l4: int, payload: int, end: int) -> bytes:

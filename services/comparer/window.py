@@ -34,20 +34,20 @@ class Window:
     shift: the guest's window scale (RFC 7323), the same in both replicas' SYNs.
     """
 
-    __slots__ = ("_lowered", "_lowered_edge", "_shift", "_told", "edge")
+    __slots__ = ("_lowered", "_lowered_edge", "edge", "shift", "told")
 
-    def __init__(self, shift: int) -> None:
-        self._shift = shift
-        #: The secondary's right edge.
-        self.edge: int | None = None
-        self._told: int | None = None
+    def __init__(self, shift: int, edge: int | None = None, told: int | None = None) -> None:
+        self.shift = shift
+        #: The secondary's right edge, and the one that the client was told.
+        self.edge = edge
+        self.told = told
         #: The last frame that left, if it left lowered (frame, virtio-net size, seq behind it), and its own edge.
         self._lowered: tuple[bytes, int, int] | None = None
         self._lowered_edge = 0
 
     def secondary(self, ack: int, window: int) -> None:
         """The secondary offers this much."""
-        edge = add(ack, window << self._shift)
+        edge = add(ack, window << self.shift)
         if self.edge is None or diff(edge, self.edge) > 0:
             self.edge = edge
 
@@ -57,25 +57,25 @@ class Window:
         if self.edge is None or not flags & tcp.ACK or flags & (tcp.SYN | tcp.RST):
             return None
         limit = self.edge
-        if diff(add(ack, window << self._shift), limit) <= 0:
+        if diff(add(ack, window << self.shift), limit) <= 0:
             return None
-        if self._told is not None and diff(self._told, limit) > 0:
-            limit = self._told
-        lowered = max(0, diff(limit, ack)) >> self._shift
+        if self.told is not None and diff(self.told, limit) > 0:
+            limit = self.told
+        lowered = max(0, diff(limit, ack)) >> self.shift
         return lowered if lowered < window else None
 
-    def told(self, ack: int) -> int:
+    def told_field(self, ack: int) -> int:
         """The window field that, with this ack, tells the client of no more and no less than it was told."""
-        return max(0, diff(self._told, ack)) >> self._shift if self._told is not None else 0
+        return max(0, diff(self.told, ack)) >> self.shift if self.told is not None else 0
 
     def left(self, buf: Buffer, l4: int) -> None:
         """A primary segment left with the window it has now."""
         _, ack, _, flags, window = _SEGMENT.unpack_from(buf, l4)
         if not flags & tcp.ACK or flags & (tcp.SYN | tcp.RST):
             return
-        edge = add(ack, window << self._shift)
-        if self._told is None or diff(edge, self._told) > 0:
-            self._told = edge
+        edge = add(ack, window << self.shift)
+        if self.told is None or diff(edge, self.told) > 0:
+            self.told = edge
         self._lowered = None
 
     def remember(self, data: bytes, vnet: int, l4: int, payload: int, end: int) -> None:
@@ -84,19 +84,24 @@ class Window:
         fin = bool(data[l4 + tcp.FLAGS] & tcp.FIN)
         seq = _U32.unpack_from(data, l4 + tcp.SEQ)[0]
         self._lowered = data, vnet, add(seq, end - payload + fin)
-        self._lowered_edge = add(ack, window << self._shift)
+        self._lowered_edge = add(ack, window << self.shift)
+
+    @property
+    def owes(self) -> bool:
+        """Whether the last frame left lowered, so that an update may follow."""
+        return self._lowered is not None
 
     def update(self) -> tuple[bytes, int] | None:
         """A window update that is worth telling, and the size of its virtio-net header."""
-        if self._lowered is None or self.edge is None or self._told is None:
+        if self._lowered is None or self.edge is None or self.told is None:
             return None
         edge = self.edge if diff(self.edge, self._lowered_edge) < 0 else self._lowered_edge
-        if diff(edge, self._told) < WORTH_TELLING and edge != self._lowered_edge:
+        if diff(edge, self.told) < WORTH_TELLING and edge != self._lowered_edge:
             return None
         again = self._lowered
         data, vnet, seq = again
         ack = _SEGMENT.unpack_from(data, vnet_l4(data, vnet))[1]
-        frame = bare_segment(data, vnet, seq, ack, max(0, diff(edge, ack)) >> self._shift)
+        frame = bare_segment(data, vnet, seq, ack, max(0, diff(edge, ack)) >> self.shift)
         self.left(frame, vnet_l4(frame, vnet))
         if edge != self._lowered_edge:
             self._lowered = again

@@ -960,11 +960,10 @@ class Checker:
         """A flow of which more than SYNs has left, and that was not idle, is still followed."""
         if not self.scenario.limited and "idle_timeout" not in self.scenario.comparer:
             return
-        flows = core._table.flows
         # What was forgotten, half open or idle, is picked up in its middle: nobody knows the scale any more.
-        self.scaled = {flow: key for flow, key in self.scaled.items() if key in flows}
+        self.scaled = {flow: key for flow, key in self.scaled.items() if core.follows(key)}
         for key in self.established if "idle_timeout" not in self.scenario.comparer else ():
-            if key not in flows:
+            if not core.follows(key):
                 raise Violation(9, f"an established flow was evicted: {key.hex()}")
 
     # --- the end

@@ -198,6 +198,7 @@ def test_a_secondary_that_contradicts_itself_shows_both_of_its_packets() -> None
 def test_a_limit_has_no_place() -> None:
     sides = Sides(max_flow_bytes=131_072)
     sides.primary(*(data(at * 60_000, b"x" * 60_000) for at in range(3)))
+    sides.wait(0.02)  # until then it waits in the lane, whose batches are bounded
     primary, secondary = sides.frames()
     assert sides.divergences[0]["reason"] == "limit"
     assert (len(primary), here(primary), secondary) == (3, [], [])

@@ -1,0 +1,126 @@
+cimport cython
+from lockstep.flow.records cimport Records
+from lockstep.wire.bytes cimport equal
+from lockstep.wire.frame cimport Frame, dissect, dissect_at
+
+cdef unsigned int _FIELDS, _FLAGS, _ENTRY, _RING_MASK
+cdef unsigned int _CAREFUL, _P_SEEN, _S_SEEN, _ACKED_SET, _LEFT_SET, _SCALED, _EDGE_SET, _TOLD_SET, _SHIFT_AT
+cdef unsigned int _TOUCHED, _P_SEQ, _S_SEQ, _ACKED, _LEFT_ACK, _P_HEAD, _P_TAIL, _S_HEAD, _S_TAIL, _P_USED, _S_USED
+cdef unsigned int _FRONT, _EDGE, _TOLD, _PLACE, _PLACE_HIGH
+cdef unsigned int _E_BATCH, _E_INDEX, _E_START, _E_L4, _E_SIZE, _E_NEXT, _E_PREVIOUS, _E_RECORD
+cdef unsigned int _WAITS, _LEAVES, _GONE
+cdef int _TCP, _CHATTER
+cdef unsigned int _SEQ, _ACK_NUMBER, _FLAGS_AT, _WINDOW, _ACK, _ORDINARY
+cdef unsigned int _MASK, _HALF
+
+@cython.final
+cdef class Kept:
+    cdef public object batch
+    cdef public double at
+    cdef public long long number, first, count, left, fresh, low, low_start, high, first_entry, entries
+    cdef object _exports
+    cdef const unsigned char* data
+    cdef const unsigned int* lengths
+    cdef unsigned char* marks
+
+    cdef void _see(self, const unsigned char[::1] data, const unsigned int[::1] lengths, unsigned char[::1] marks) except *
+
+@cython.final
+cdef class Lane:
+    cdef public object core
+    cdef public Records records
+    cdef public long long capacity, count, room, waiting
+    cdef public bint ask
+    cdef unsigned int* fields
+    cdef unsigned int* _p_ring
+    cdef unsigned int* _s_ring
+    cdef Frame _frame, _held_frame
+    cdef double _now
+    cdef list _primary, _secondary, _touched
+    cdef long long _p_first, _s_first, _p_bytes, _s_bytes, _p_entry, _s_entry, _swept, _p_done, _brought_bytes, _most_bytes
+    cdef dict _brought
+    cdef object _p_memory, _s_memory
+
+    cdef void _see(self, unsigned int[::1] primary, unsigned int[::1] secondary) except *
+    @cython.locals(kept=Kept)
+    cpdef primary(self, batch, double now, long long number)
+    @cython.locals(f=Frame, data="const unsigned char*", fields="unsigned int*", ring="unsigned int*", seconds=cython.uint,
+                   end=cython.int, start=cython.int, index=cython.int, kind=cython.int, l4=cython.int, record=cython.longlong,
+                   at=cython.longlong, size=cython.uint, seq=cython.uint, entry=cython.uint, last=cython.uint)
+    cdef _take_primary(self, Kept kept, int vnet)
+    @cython.locals(kept=Kept)
+    cpdef secondary(self, batch, double now)
+    @cython.locals(f=Frame, data="const unsigned char*", fields="unsigned int*", ring="unsigned int*", seconds=cython.uint,
+                   end=cython.int, start=cython.int, index=cython.int, l4=cython.int, record=cython.longlong,
+                   at=cython.longlong, size=cython.uint, seq=cython.uint, entry=cython.uint)
+    cdef _take_secondary(self, Kept kept, int vnet)
+    @cython.locals(record=cython.longlong)
+    cdef long long _open(self, Frame f, const unsigned char* data) noexcept
+    @cython.locals(fields="unsigned int*", ack=cython.uint, edge=cython.uint)
+    cdef void _hear(self, long long at, const unsigned char* data, int l4) noexcept
+    @cython.locals(shift=cython.uint, window=cython.uint, edge=cython.uint)
+    cdef unsigned int _edge(self, long long at, const unsigned char* data, int l4) noexcept
+    @cython.locals(fields="unsigned int*", p_ring="unsigned int*", s_ring="unsigned int*", at=cython.longlong, p=cython.uint,
+                   s=cython.uint, kept=Kept, other=Kept, data="const unsigned char*", l4=cython.uint, size=cython.uint,
+                   payload=cython.uint, other_l4=cython.uint, other_size=cython.uint, other_payload=cython.uint,
+                   part=cython.uint, ack=cython.uint, low=cython.uint)
+    cdef _match(self, long long record)
+    @cython.locals(fields="unsigned int*", edge=cython.uint)
+    cdef bint _as_it_is(self, long long at, const unsigned char* data, int l4) noexcept
+    cpdef leave(self, Kept kept, long long index, long long start)
+    cdef _careful_primary(self, Kept kept, long long index, long long start, long long end)
+    @cython.locals(kept=Kept)
+    cpdef list leaving(self)
+    @cython.locals(index=cython.longlong)
+    cdef _all_gone(self, Kept kept)
+    @cython.locals(index=cython.longlong, end=cython.longlong, start=cython.longlong, run=cython.longlong, run_start=cython.longlong)
+    cdef _gather(self, Kept kept, builder)
+    @cython.locals(done=cython.longlong, size=cython.longlong, count=cython.longlong, kept=Kept)
+    cdef _let_go_primary(self)
+    @cython.locals(done=cython.longlong, size=cython.longlong, kept=Kept)
+    cdef _let_go_secondary(self)
+    @cython.locals(oldest=Kept, primary=cython.bint, size=cython.longlong, used=cython.longlong)
+    cdef _make_room(self, list side, long long entry, long long frames)
+    @cython.locals(kept=Kept, budget=cython.long)
+    cpdef tick(self, double now)
+    @cython.locals(ring="unsigned int*", fields="unsigned int*", head=cython.uint, number=cython.longlong, entry=cython.uint,
+                   record=cython.longlong, before=cython.longlong, gone=cython.longlong)
+    cdef long _promote_waiting(self, Kept kept, bint primary, long long most=*) except? -1
+    @cython.locals(kept=Kept)
+    cpdef promote_waiting(self, double now)
+    @cython.locals(at=cython.longlong, field=cython.uint)
+    cpdef promote(self, long long record, bint late=*)
+    @cython.locals(fields="unsigned int*", at=cython.longlong, flags=cython.uint, head=cython.uint, high=cython.ulonglong)
+    cdef _flow_of(self, long long record)
+    @cython.locals(ring="unsigned int*", kept=Kept, l4=cython.uint, payload=cython.uint)
+    cdef _payload(self, unsigned int entry)
+    @cython.locals(fields="unsigned int*", ring="unsigned int*", at=cython.longlong, following=cython.uint, number=cython.uint,
+                   size=cython.longlong, entry=cython.uint, index=cython.longlong, l4=cython.uint, seq=cython.uint, kept=Kept)
+    cdef bytes _history(self, long long record)
+    @cython.locals(fields="unsigned int*", ring="unsigned int*", at=cython.longlong, number=cython.uint, entry=cython.uint,
+                   kept=Kept, start=cython.longlong, index=cython.longlong)
+    cdef list _said(self, long long record)
+    @cython.locals(fields="unsigned int*", ring="unsigned int*", at=cython.longlong, number=cython.uint, entry=cython.uint,
+                   kept=Kept, start=cython.longlong, index=cython.longlong, f=Frame)
+    cdef list _held(self, long long record)
+    @cython.locals(fields="unsigned int*", at=cython.longlong, flags=cython.uint, record=cython.longlong)
+    cpdef bint demote(self, flow) except -1
+    @cython.locals(record=cython.longlong)
+    cpdef bint claim(self, bytes key) except -1
+    @cython.locals(record=cython.longlong)
+    cpdef forget(self, bytes key)
+    cpdef bint knows(self, bytes key) except -1
+    @cython.locals(record=cython.longlong)
+    cdef Py_ssize_t _in_the_lane(self, bytes key) except -1
+    @cython.locals(record=cython.longlong)
+    cpdef promote_key(self, bytes key, double now)
+    @cython.locals(record=cython.longlong, at=cython.longlong, flags=cython.uint)
+    cpdef committed(self)
+    @cython.locals(record=cython.longlong, flags=cython.uint)
+    cpdef clear(self)
+    cdef _forget(self, long long record)
+    @cython.locals(highest=cython.longlong, at=cython.longlong, flags=cython.uint)
+    cpdef sweep(self, double now, double idle)
+
+cdef unsigned int number32(const unsigned char* buf, long long at) noexcept
+cdef bint after(unsigned int a, unsigned int b) noexcept

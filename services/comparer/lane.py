@@ -1,0 +1,824 @@
+# cython: boundscheck=False, wraparound=False, initializedcheck=False
+"""The fast lane: in-order segments of both sides are matched in place, without an object for any of them.
+
+A TCP flow is in the lane while nothing about it is out of the ordinary: segments with ACK (and PSH) and
+in order on each side, however they are cut. It is then a record of 128 bytes (`lockstep.flow.records`),
+and its frames that wait are entries of a ring that point into the batches they came in:
+
+    record ── primary's queue ──▶ entry ──▶ entry        entry: batch, frame, offset, size
+           └─ secondary's queue ─▶ entry
+
+As soon as both queues have bytes they are compared where they lie. A primary frame all of whose bytes are
+equal, whose ack is not ahead of the secondary's, and whose window need not be lowered is marked to leave.
+A batch in which every frame left at once is passed on as it came.
+
+Whatever is not ordinary takes the careful path: the flow is *promoted*, that is, its record and its queues
+become a `TcpFlow` with held frames, and `Core` judges it frame by frame until it is ordinary again. So the
+lane decides one thing alone: that a frame is proven. Differences, time-outs and limits are found by the other path.
+
+What left lately is kept by reference for a while: a promoted flow is given its history, with which the
+primary's retransmissions are compared.
+"""
+
+from __future__ import annotations
+
+import mmap
+from array import array
+from typing import TYPE_CHECKING
+
+from lockstep.batch import Batch, BatchBuilder, Buffer
+from lockstep.flow.records import FIELDS, FLAGS, MOST_TAGS, OWN, Records
+from lockstep.wire import frame, tcp
+from lockstep.wire.bytes import equal
+from lockstep.wire.frame import Frame, dissect, dissect_at
+from services.comparer.flow import Held
+from services.comparer.said import Said
+from services.comparer.tcp import HISTORY, TcpFlow
+from services.comparer.window import Window
+
+try:
+    import cython
+except ImportError:  # needed to compile, not to run
+    from lockstep.wire import uncompiled as cython
+
+if TYPE_CHECKING:
+    from services.comparer.core import Core
+
+#: Seconds that a primary frame waits in the lane, and that the secondary's bytes do, before they go the careful way.
+PRIMARY_STALL, SECONDARY_STALL = 0.02, 0.1
+#: Frames that take it at once; the others at the next turn of the loop.
+MOST_AT_ONCE = 256
+#: Entries of each side's ring: more than the frames of two messages.
+RING = 1 << 17
+#: Bytes and batches of a side that wait in the lane; beyond that the oldest flows take the careful path.
+MOST_BYTES, MOST_BATCHES = 32 << 20, 8192
+#: Bytes and batches that have left and are still kept, as history.
+RECENT_BYTES, RECENT_BATCHES = 8 << 20, 4096
+#: Bytes of histories that flows brought with them into the lane, and seconds until they are given up.
+BROUGHT_BYTES, BROUGHT_AGE = 8 << 20, 5.0
+
+#: Records looked at in one sweep.
+SWEPT = 65_536
+
+#: Bits of FLAGS. CAREFUL: a `TcpFlow` stands for this flow. The shift of the window scale is in bits 8 to 11.
+CAREFUL, P_SEEN, S_SEEN, ACKED_SET, LEFT_SET, SCALED, EDGE_SET, TOLD_SET = (1 << bit for bit in range(8))
+SYN_KNOWN, MATCHED_KNOWN = 1 << 12, 1 << 13
+SHIFT_AT = 8
+#: Fields of a record, each side's in its own sequence numbers mapped to the primary's.
+#: P_SEQ, S_SEQ: what is expected next. FRONT: the first number that has not left. ACKED: the secondary's highest
+#: ack, LEFT_ACK the highest that left. P_USED, S_USED: bytes of the queues' heads that are compared already.
+#: EDGE, TOLD: see window.py. SYN_*: see tcp.py. PLACE: of FRONT in the stream, 64 bits.
+(
+    TOUCHED, P_SEQ, S_SEQ, ACKED, LEFT_ACK, P_HEAD, P_TAIL, S_HEAD, S_TAIL, P_USED, S_USED, FRONT, EDGE, TOLD,
+    SYN_SEQ, SYN_MATCHED, SYN_MARK, SYN_MARK_HIGH, PLACE, PLACE_HIGH,
+) = range(OWN, OWN + 20)  # fmt: skip
+#: Fields of a ring's entry. PREVIOUS: of the same flow, for its history. Entries are numbered from 1; 0 is none.
+ENTRY = 8
+E_BATCH, E_INDEX, E_START, E_L4, E_SIZE, E_NEXT, E_PREVIOUS, E_RECORD = range(ENTRY)
+
+#: Marks of a batch's frames.
+WAITS, LEAVES, GONE = range(3)
+
+_FIELDS, _FLAGS, _ENTRY, _RING_MASK = FIELDS, FLAGS, ENTRY, RING - 1
+_CAREFUL, _P_SEEN, _S_SEEN, _ACKED_SET, _LEFT_SET = CAREFUL, P_SEEN, S_SEEN, ACKED_SET, LEFT_SET
+_SCALED, _EDGE_SET, _TOLD_SET, _SHIFT_AT = SCALED, EDGE_SET, TOLD_SET, SHIFT_AT
+_TOUCHED, _P_SEQ, _S_SEQ, _ACKED, _LEFT_ACK, _P_HEAD, _P_TAIL = TOUCHED, P_SEQ, S_SEQ, ACKED, LEFT_ACK, P_HEAD, P_TAIL
+_S_HEAD, _S_TAIL, _P_USED, _S_USED, _FRONT, _EDGE, _TOLD = S_HEAD, S_TAIL, P_USED, S_USED, FRONT, EDGE, TOLD
+_PLACE, _PLACE_HIGH = PLACE, PLACE_HIGH
+_E_BATCH, _E_INDEX, _E_START, _E_L4 = E_BATCH, E_INDEX, E_START, E_L4
+_E_SIZE, _E_NEXT, _E_PREVIOUS, _E_RECORD = E_SIZE, E_NEXT, E_PREVIOUS, E_RECORD
+_WAITS, _LEAVES, _GONE = WAITS, LEAVES, GONE
+_TCP, _CHATTER = frame.TCP, frame.CHATTER
+_SEQ, _ACK_NUMBER, _FLAGS_AT, _WINDOW = tcp.SEQ, tcp.ACK_NUMBER, tcp.FLAGS, tcp.WINDOW
+_ACK = tcp.ACK
+_ORDINARY = tcp.ACK | tcp.SYN | tcp.FIN | tcp.RST | tcp.URG
+_MASK, _HALF = 0xFFFFFFFF, 0x80000000
+
+
+class Kept:
+    """A batch of one side, kept while frames of it wait, and as history. Its bytes never change.
+
+    number: of the batch, on its side. first: number of its first frame. at: when it came.
+    left: frames that wait in the lane. fresh: those that left since the last `Lane.leaving`.
+    """
+
+    def __init__(self, batch: Batch, number: int, first: int, at: float) -> None:
+        data = batch.data
+        if not isinstance(data, bytes) and not (isinstance(data, memoryview) and data.readonly):
+            data = bytes(data)  # its owner may fill that buffer again
+            batch = Batch(data, batch.lengths[:], batch.vnet, batch.epoch)
+        self.batch = batch
+        self.number = number & _MASK
+        self.first = first
+        self.at = at
+        self.count = len(batch.lengths)
+        self.left = self.fresh = self.low = self.low_start = self.high = 0
+        self.first_entry = self.entries = 0
+        marks = bytearray(self.count)
+        #: Exports, so that nobody can resize what the pointers lead to.
+        self._exports = memoryview(data), memoryview(batch.lengths), memoryview(marks)
+        self._see(data, batch.lengths, marks)
+
+    def _see(self, data: Buffer, lengths: array[int], marks: bytearray) -> None:
+        if cython.compiled:
+            self.data = cython.address(data[0])
+            self.lengths = cython.address(lengths[0])
+            self.marks = cython.address(marks[0])
+        else:
+            self.data, self.lengths, self.marks = data, lengths, marks
+
+
+class Lane:
+    """The flows in the lane, and the batches of both sides that they wait in. `core` does all that is careful."""
+
+    def __init__(self, core: Core, capacity: int, most_bytes: int) -> None:
+        self.core = core
+        self._most_bytes = min(MOST_BYTES, most_bytes)
+        self.records = Records(capacity)
+        self.fields = self.records.fields
+        self.capacity = capacity
+        #: Flows in the lane, and how many more may come.
+        self.count = self.room = 0
+        #: New flows are to be looked at by the careful path first.
+        self.ask = False
+        self.waiting = 0
+        self._frame, self._held_frame = Frame(), Frame()
+        self._now = 0.0
+        self._primary: list[Kept] = []
+        self._secondary: list[Kept] = []
+        self._p_first = self._s_first = self._p_bytes = self._s_bytes = 0
+        self._p_entry = self._s_entry = 0
+        self._touched: list[Kept] = []
+        #: Of the primary's batches, how many at the front have nothing that waits.
+        self._p_done = 0
+        #: What flows brought with them, by record, oldest first: (when, bytes by place).
+        self._brought: dict[int, tuple[float, Said]] = {}
+        self._brought_bytes = 0
+        self._swept = 0
+        self._p_memory = mmap.mmap(-1, RING * ENTRY * 4, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._s_memory = mmap.mmap(-1, RING * ENTRY * 4, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._see(memoryview(self._p_memory).cast("I"), memoryview(self._s_memory).cast("I"))
+
+    def _see(self, primary: memoryview, secondary: memoryview) -> None:
+        if cython.compiled:
+            self._p_ring = cython.address(primary[0])
+            self._s_ring = cython.address(secondary[0])
+        else:
+            self._p_ring, self._s_ring = primary, secondary
+
+    # --- what arrives
+
+    def primary(self, batch: Batch, now: float, number: int) -> None:
+        """Take a batch of the primary, whose first frame has this number; `leaving` tells what of it may leave."""
+        if not batch.lengths:
+            return
+        self._now = now
+        self._make_room(self._primary, self._p_entry, len(batch.lengths))
+        kept = Kept(batch, self._p_first + len(self._primary), number, now)
+        kept.first_entry = self._p_entry
+        self._primary.append(kept)
+        self._p_bytes += len(batch.data)
+        self._take_primary(kept, batch.vnet)
+        kept.entries = self._p_entry - kept.first_entry
+        self._let_go_primary()
+
+    def _take_primary(self, kept: Kept, vnet: int) -> None:
+        f, data, fields, ring = self._frame, kept.data, self.fields, self._p_ring
+        seconds = int(self._now)
+        end = 0
+        for index in range(kept.count):
+            start = end
+            end += kept.lengths[index]
+            kind = dissect_at(f, data, start + vnet, end)
+            if kind != _TCP:
+                if kind == _CHATTER:
+                    self.leave(kept, index, start)
+                    self.core.primary_chatter(kept.batch.data, f)
+                else:
+                    self._careful_primary(kept, index, start, end)
+                continue
+            l4 = f.l4
+            record = self.records.find(f, data)
+            at = record * _FIELDS
+            if data[l4 + _FLAGS_AT] & _ORDINARY != _ACK or (record and fields[at + _FLAGS] & _CAREFUL):
+                if record and not fields[at + _FLAGS] & _CAREFUL:
+                    self.promote(record)
+                self._careful_primary(kept, index, start, end)
+                continue
+            if not record:
+                record = self._open(f, data)
+                if not record:
+                    self._careful_primary(kept, index, start, end)
+                    continue
+                at = record * _FIELDS
+            size = f.payload_end - f.payload
+            seq = number32(data, l4 + _SEQ)
+            if not fields[at + _FLAGS] & _P_SEEN:
+                if fields[at + _FLAGS] & _S_SEEN and seq != fields[at + _FRONT]:
+                    self.promote(record)  # the sides don't begin at one place
+                    self._careful_primary(kept, index, start, end)
+                    continue
+                fields[at + _FLAGS] |= _P_SEEN
+                fields[at + _FRONT] = fields[at + _P_SEQ] = seq
+            if size and seq != fields[at + _P_SEQ]:
+                self.promote(record)
+                self._careful_primary(kept, index, start, end)
+                continue
+            fields[at + _TOUCHED] = seconds
+            if size:
+                fields[at + _P_SEQ] = (seq + size) & _MASK
+            self._p_entry += 1
+            if not self._p_entry & _MASK:
+                self._p_entry += 1
+            entry = (self._p_entry & _RING_MASK) * _ENTRY
+            ring[entry + _E_BATCH] = kept.number
+            ring[entry + _E_INDEX] = index
+            ring[entry + _E_START] = start
+            ring[entry + _E_L4] = l4
+            ring[entry + _E_SIZE] = size
+            ring[entry + _E_NEXT] = 0
+            ring[entry + _E_RECORD] = record
+            last = fields[at + _P_TAIL]
+            ring[entry + _E_PREVIOUS] = last
+            if fields[at + _P_HEAD]:
+                ring[(last & _RING_MASK) * _ENTRY + _E_NEXT] = self._p_entry & _MASK
+            else:
+                fields[at + _P_HEAD] = self._p_entry & _MASK
+            fields[at + _P_TAIL] = self._p_entry & _MASK
+            kept.left += 1
+            self.waiting += 1
+            self._match(record)
+
+    def secondary(self, batch: Batch, now: float) -> None:
+        """Take a batch of the secondary."""
+        if not batch.lengths:
+            return
+        self._now = now
+        self._make_room(self._secondary, self._s_entry, len(batch.lengths))
+        kept = Kept(batch, self._s_first + len(self._secondary), 0, now)
+        kept.first_entry = self._s_entry
+        self._secondary.append(kept)
+        self._s_bytes += len(batch.data)
+        self._take_secondary(kept, batch.vnet)
+        kept.entries = self._s_entry - kept.first_entry
+        self._let_go_secondary()
+
+    def _take_secondary(self, kept: Kept, vnet: int) -> None:
+        f, data, fields, ring = self._frame, kept.data, self.fields, self._s_ring
+        seconds = int(self._now)
+        end = 0
+        for index in range(kept.count):
+            start = end
+            end += kept.lengths[index]
+            if dissect_at(f, data, start + vnet, end) != _TCP:
+                self.core.careful_secondary(kept.batch, start, end, self._now)
+                continue
+            l4 = f.l4
+            record = self.records.find(f, data)
+            at = record * _FIELDS
+            if data[l4 + _FLAGS_AT] & _ORDINARY != _ACK or (record and fields[at + _FLAGS] & _CAREFUL):
+                if record and not fields[at + _FLAGS] & _CAREFUL:
+                    self.promote(record)
+                self.core.careful_secondary(kept.batch, start, end, self._now)
+                continue
+            if not record:
+                record = self._open(f, data)
+                if not record:
+                    self.core.careful_secondary(kept.batch, start, end, self._now)
+                    continue
+                at = record * _FIELDS
+            size = f.payload_end - f.payload
+            seq = number32(data, l4 + _SEQ)
+            if not fields[at + _FLAGS] & _S_SEEN:
+                if fields[at + _FLAGS] & _P_SEEN and seq != fields[at + _FRONT]:
+                    self.promote(record)
+                    self.core.careful_secondary(kept.batch, start, end, self._now)
+                    continue
+                fields[at + _FLAGS] |= _S_SEEN
+                fields[at + _S_SEQ] = seq
+                if not fields[at + _FLAGS] & _P_SEEN:
+                    fields[at + _FRONT] = seq
+            if size and seq != fields[at + _S_SEQ]:
+                self.promote(record)
+                self.core.careful_secondary(kept.batch, start, end, self._now)
+                continue
+            fields[at + _TOUCHED] = seconds
+            self._hear(at, data, l4)
+            if size:
+                fields[at + _S_SEQ] = (seq + size) & _MASK
+                self._s_entry += 1
+                if not self._s_entry & _MASK:
+                    self._s_entry += 1
+                entry = (self._s_entry & _RING_MASK) * _ENTRY
+                ring[entry + _E_BATCH] = kept.number
+                ring[entry + _E_INDEX] = index
+                ring[entry + _E_START] = start
+                ring[entry + _E_L4] = l4
+                ring[entry + _E_SIZE] = size
+                ring[entry + _E_NEXT] = 0
+                ring[entry + _E_RECORD] = record
+                if fields[at + _S_HEAD]:
+                    ring[(fields[at + _S_TAIL] & _RING_MASK) * _ENTRY + _E_NEXT] = self._s_entry & _MASK
+                else:
+                    fields[at + _S_HEAD] = self._s_entry & _MASK
+                fields[at + _S_TAIL] = self._s_entry & _MASK
+                kept.left += 1
+            if fields[at + _P_HEAD]:
+                self._match(record)
+
+    def _open(self, f: Frame, data: Buffer) -> int:
+        """A record for a new flow, picked up in its middle; 0 if the careful path is to decide."""
+        if self.ask or self.room <= 0:
+            return 0
+        record = self.records.claim(f, data)
+        if record:
+            self.count += 1
+            self.room -= 1
+        return record
+
+    def _hear(self, at: int, data: Buffer, l4: int) -> None:
+        """The secondary's ack, and its window."""
+        fields = self.fields
+        ack = number32(data, l4 + _ACK_NUMBER)
+        if not fields[at + _FLAGS] & _ACKED_SET or after(ack, fields[at + _ACKED]):
+            fields[at + _ACKED] = ack
+            fields[at + _FLAGS] |= _ACKED_SET
+        if fields[at + _FLAGS] & _SCALED:
+            edge = self._edge(at, data, l4)
+            if not fields[at + _FLAGS] & _EDGE_SET or after(edge, fields[at + _EDGE]):
+                fields[at + _EDGE] = edge
+                fields[at + _FLAGS] |= _EDGE_SET
+
+    def _edge(self, at: int, data: Buffer, l4: int) -> int:
+        """The right edge of the window that a segment offers."""
+        shift = self.fields[at + _FLAGS] >> _SHIFT_AT & 0xF
+        window = data[l4 + _WINDOW] << 8 | data[l4 + _WINDOW + 1]
+        edge: int = (number32(data, l4 + _ACK_NUMBER) + (window << shift)) & _MASK
+        return edge
+
+    # --- matching
+
+    def _match(self, record: int) -> None:
+        """Compare the heads of both queues, and mark what is proven, as far as that goes."""
+        fields, p_ring, s_ring = self.fields, self._p_ring, self._s_ring
+        at = record * _FIELDS
+        while fields[at + _P_HEAD]:
+            p = (fields[at + _P_HEAD] & _RING_MASK) * _ENTRY
+            kept = self._primary[(p_ring[p + _E_BATCH] - self._p_first) & _MASK]
+            data, l4, size = kept.data, p_ring[p + _E_L4], p_ring[p + _E_SIZE]
+            payload = l4 + (data[l4 + 12] >> 4 << 2)
+            while fields[at + _P_USED] < size and fields[at + _S_HEAD]:
+                s = (fields[at + _S_HEAD] & _RING_MASK) * _ENTRY
+                other = self._secondary[(s_ring[s + _E_BATCH] - self._s_first) & _MASK]
+                other_l4, other_size = s_ring[s + _E_L4], s_ring[s + _E_SIZE]
+                other_payload = other_l4 + (other.data[other_l4 + 12] >> 4 << 2)
+                part = size - fields[at + _P_USED]
+                if other_size - fields[at + _S_USED] < part:
+                    part = other_size - fields[at + _S_USED]
+                if not equal(
+                    data, payload + fields[at + _P_USED], other.data, other_payload + fields[at + _S_USED], part
+                ):
+                    self.promote(record)
+                    return
+                fields[at + _P_USED] += part
+                fields[at + _S_USED] += part
+                if fields[at + _S_USED] == other_size:
+                    fields[at + _S_USED] = 0
+                    fields[at + _S_HEAD] = s_ring[s + _E_NEXT]
+                    other.left -= 1
+            if fields[at + _P_USED] < size:
+                return
+            ack = number32(data, l4 + _ACK_NUMBER)
+            if not fields[at + _FLAGS] & _ACKED_SET or after(ack, fields[at + _ACKED]):
+                return
+            if fields[at + _FLAGS] & _SCALED and not self._as_it_is(at, data, l4):
+                self.promote(record)
+                return
+            self.leave(kept, p_ring[p + _E_INDEX], p_ring[p + _E_START])
+            kept.left -= 1
+            self.waiting -= 1
+            if not fields[at + _FLAGS] & _LEFT_SET or after(ack, fields[at + _LEFT_ACK]):
+                fields[at + _LEFT_ACK] = ack
+                fields[at + _FLAGS] |= _LEFT_SET
+            if size:
+                fields[at + _FRONT] = (fields[at + _FRONT] + size) & _MASK
+                low = (fields[at + _PLACE] + size) & _MASK
+                if low < size:
+                    fields[at + _PLACE_HIGH] += 1
+                fields[at + _PLACE] = low
+            fields[at + _P_USED] = 0
+            fields[at + _P_HEAD] = p_ring[p + _E_NEXT]
+
+    def _as_it_is(self, at: int, data: Buffer, l4: int) -> bool:
+        """Whether a frame may leave with its own window (see window.py), which is then what the client was told."""
+        fields = self.fields
+        edge = self._edge(at, data, l4)
+        if fields[at + _FLAGS] & _EDGE_SET and after(edge, fields[at + _EDGE]):
+            return bool(fields[at + _FLAGS] & _TOLD_SET) and not after(edge, fields[at + _TOLD])
+        if not fields[at + _FLAGS] & _TOLD_SET or after(edge, fields[at + _TOLD]):
+            fields[at + _TOLD] = edge
+            fields[at + _FLAGS] |= _TOLD_SET
+        return True
+
+    # --- what leaves
+
+    def leave(self, kept: Kept, index: int, start: int) -> None:
+        """Mark a frame of a batch, which begins at `start`, to leave in its place there."""
+        kept.marks[index] = _LEAVES
+        if not kept.fresh:
+            self._touched.append(kept)
+            kept.low, kept.low_start, kept.high = index, start, index
+        elif index < kept.low:
+            kept.low, kept.low_start = index, start
+        elif index > kept.high:
+            kept.high = index
+        kept.fresh += 1
+
+    def _careful_primary(self, kept: Kept, index: int, start: int, end: int) -> None:
+        kept.marks[index] = _GONE
+        self.core.careful_primary(kept, index, start, end, self._now)
+
+    def leaving(self) -> list[Batch]:
+        """What is proven and has not left, in the primary's order; a batch that leaves whole is the one that came."""
+        if not self._touched:
+            return []
+        if len(self._touched) > 1:
+            self._touched.sort(key=_order)
+        batches: list[Batch] = []
+        builder = BatchBuilder()
+        for kept in self._touched:
+            if kept.fresh == kept.count:
+                batches += builder.take()
+                batches.append(kept.batch)
+                self._all_gone(kept)
+            else:
+                self._gather(kept, builder)
+            kept.fresh = 0
+        self._touched.clear()
+        return batches + builder.take()
+
+    def _all_gone(self, kept: Kept) -> None:
+        for index in range(kept.count):
+            kept.marks[index] = _GONE
+
+    def _gather(self, kept: Kept, builder: BatchBuilder) -> None:
+        """Copy the runs of frames that leave."""
+        end = kept.low_start
+        run = run_start = -1
+        for index in range(kept.low, kept.high + 1):
+            start = end
+            end += kept.lengths[index]
+            if kept.marks[index] == _LEAVES:
+                kept.marks[index] = _GONE
+                if run < 0:
+                    run, run_start = index, start
+            elif run >= 0:
+                builder.extend_from(kept.batch, run, index, run_start, start)
+                run = -1
+        if run >= 0:
+            builder.extend_from(kept.batch, run, kept.high + 1, run_start, end)
+
+    # --- what is kept
+
+    def _let_go_primary(self) -> None:
+        """Give up batches that are neither waited for nor recent."""
+        done, size = 0, self._p_bytes
+        count = len(self._primary)
+        while self._p_done < count and not self._primary[self._p_done].left:
+            self._p_done += 1
+        while done < self._p_done and (size > RECENT_BYTES or count - done > RECENT_BATCHES):
+            kept = self._primary[done]
+            if kept.fresh:
+                break
+            size -= len(kept.batch.data)
+            done += 1
+        if done:
+            del self._primary[:done]
+            self._p_done -= done
+            self._p_first, self._p_bytes = (self._p_first + done) & _MASK, size
+
+    def _let_go_secondary(self) -> None:
+        done, size = 0, self._s_bytes
+        for kept in self._secondary:
+            if kept.left:
+                break
+            size -= len(kept.batch.data)
+            done += 1
+        if done:
+            del self._secondary[:done]
+            self._s_first, self._s_bytes = (self._s_first + done) & _MASK, size
+
+    def _make_room(self, side: list[Kept], entry: int, frames: int) -> None:
+        """Send the oldest flows of a side the careful way if it holds too much, or its ring can't take so many more."""
+        primary = side is self._primary
+        while side:
+            oldest = side[0]
+            size = self._p_bytes if primary else self._s_bytes
+            used = entry + 1 - oldest.first_entry
+            if size <= self._most_bytes and len(side) < MOST_BATCHES and used + frames < RING - 1:
+                return
+            if oldest.left:
+                self._promote_waiting(oldest, primary)
+            del side[0]
+            if primary:
+                self._p_done = max(0, self._p_done - 1)
+                self._p_first, self._p_bytes = (self._p_first + 1) & _MASK, size - len(oldest.batch.data)
+            else:
+                self._s_first, self._s_bytes = (self._s_first + 1) & _MASK, size - len(oldest.batch.data)
+
+    def tick(self, now: float) -> None:
+        """Send the careful way what has waited long."""
+        self._now = now
+        budget = MOST_AT_ONCE
+        for kept in self._primary[self._p_done :]:
+            if kept.at + PRIMARY_STALL > now or budget <= 0:
+                break
+            budget -= self._promote_waiting(kept, True, budget)
+        for kept in self._secondary[:]:
+            if kept.at + SECONDARY_STALL > now or budget <= 0:
+                break
+            budget -= self._promote_waiting(kept, False, budget)
+        self._let_go_primary()
+        self._let_go_secondary()
+        while self._brought:
+            record, (when, _) = next(iter(self._brought.items()))
+            if when + BROUGHT_AGE > now:
+                break
+            self._give_up_brought(record)
+
+    def next_deadline(self) -> float | None:
+        """When `tick` has something to do."""
+        moments = []
+        if self.waiting:
+            moments += [next(kept.at for kept in self._primary[self._p_done :] if kept.left) + PRIMARY_STALL]
+        moments += [kept.at + SECONDARY_STALL for kept in self._secondary[:1]]
+        return min(moments, default=None)
+
+    def kept(self) -> int:
+        """Bytes of the batches in which frames wait, and of the histories that flows brought with them."""
+        waiting = [len(kept.batch.data) for kept in (*self._primary[self._p_done :], *self._secondary) if kept.left]
+        return sum(waiting) + self._brought_bytes
+
+    def _promote_waiting(self, kept: Kept, primary: bool, most: int = RING) -> int:
+        """Flows with frames that wait in this batch take the careful path, until `most` are gone; how many are."""
+        before = kept.left
+        ring, fields = (self._p_ring if primary else self._s_ring), self.fields
+        head = _P_HEAD if primary else _S_HEAD
+        for number in range(kept.first_entry + 1, kept.first_entry + kept.entries + 1):
+            if not kept.left or before - kept.left >= most:
+                break
+            entry = (number & _RING_MASK) * _ENTRY
+            record = ring[entry + _E_RECORD]
+            if ring[entry + _E_BATCH] != kept.number or not record:
+                continue
+            if not fields[record * _FIELDS + _FLAGS] & _CAREFUL and fields[record * _FIELDS + head]:
+                self.promote(record, late=True)
+        gone: int = before - kept.left
+        return gone
+
+    def promote_waiting(self, now: float) -> None:
+        """Every flow with anything that waits takes the careful path (a cut, or a failover)."""
+        self._now = now
+        for kept in list(self._primary):
+            if kept.left:
+                self._promote_waiting(kept, True)
+        for kept in list(self._secondary):
+            if kept.left:
+                self._promote_waiting(kept, False)
+
+    # --- from the lane to the careful path, and back
+
+    def promote(self, record: int, late: bool = False) -> None:
+        """Hand a flow, with all that waits of it, to the careful path. `late`: for nothing but having waited long."""
+        flow = self._flow_of(record)
+        said, held = self._said(record), self._held(record)
+        at = record * _FIELDS
+        for field in range(_FLAGS + 1, _FIELDS):
+            self.fields[at + field] = 0
+        self.fields[at + _FLAGS] = _CAREFUL
+        self.count -= 1
+        self.core.promoted(flow, said, held, self._now, late)
+
+    def _flow_of(self, record: int) -> TcpFlow:
+        """The flow that a record stands for, with its history, and with nothing that waits."""
+        fields, at = self.fields, record * _FIELDS
+        flags = fields[at + _FLAGS]
+        flow = TcpFlow(self.records.key(record), self._now, self.core.flow_limit())
+        flow.anchored = True
+        flow.primary_seen = bool(flags & P_SEEN)
+        high = fields[at + _PLACE_HIGH]
+        flow.frontier = high << 32 | fields[at + _PLACE]
+        flow.frontier_seq = fields[at + _FRONT]
+        flow.acked = fields[at + _ACKED] if flags & ACKED_SET else None
+        flow.primary_acked = fields[at + _LEFT_ACK] if flags & LEFT_SET else None
+        if flags & SYN_KNOWN:
+            high = fields[at + SYN_MARK_HIGH]
+            flow.syn = fields[at + SYN_SEQ], high << 32 | fields[at + SYN_MARK]
+            flow.syn_matched = fields[at + SYN_MATCHED] if flags & MATCHED_KNOWN else None
+        if flags & SCALED:
+            edge = fields[at + _EDGE] if flags & EDGE_SET else None
+            flow.window = Window(flags >> SHIFT_AT & 0xF, edge, fields[at + _TOLD] if flags & TOLD_SET else None)
+        if record in self._brought:
+            flow.said = self._give_up_brought(record)
+        history = self._history(record)
+        flow.said.add(flow.frontier - len(history), history)
+        if fields[at + _P_USED]:
+            # Bytes of the head that are proven: the secondary's batch with them may be gone.
+            head = (fields[at + _P_HEAD] & _RING_MASK) * _ENTRY
+            flow.said.add(flow.frontier, self._payload(head)[: fields[at + _P_USED]])
+        return flow
+
+    def _payload(self, entry: int) -> Buffer:
+        """What a primary frame carries."""
+        ring = self._p_ring
+        kept = self._primary[(ring[entry + _E_BATCH] - self._p_first) & _MASK]
+        l4 = ring[entry + _E_L4]
+        payload = l4 + (kept.batch.data[l4 + 12] >> 4 << 2)
+        carried: Buffer = kept.batch.data[payload : payload + ring[entry + _E_SIZE]]
+        return carried
+
+    def _history(self, record: int) -> bytes:
+        """Bytes in front of FRONT that are still kept, at most HISTORY."""
+        fields, ring, at = self.fields, self._p_ring, record * _FIELDS
+        following = fields[at + _FRONT]
+        number = fields[at + _P_TAIL]
+        if fields[at + _P_HEAD]:
+            number = ring[(fields[at + _P_HEAD] & _RING_MASK) * _ENTRY + _E_PREVIOUS]
+        parts: list[bytes] = []
+        size = 0
+        while number and size < HISTORY and (self._p_entry - number) & _MASK < RING - 1:
+            entry = (number & _RING_MASK) * _ENTRY
+            index = (ring[entry + _E_BATCH] - self._p_first) & _MASK
+            if ring[entry + _E_RECORD] != record or index >= len(self._primary):
+                break
+            number = ring[entry + _E_PREVIOUS]
+            if not ring[entry + _E_SIZE]:
+                continue
+            data, l4 = self._primary[index].batch.data, ring[entry + _E_L4]
+            seq = int.from_bytes(data[l4 + _SEQ : l4 + _SEQ + 4], "big")
+            if (seq + ring[entry + _E_SIZE]) & _MASK != following:
+                break
+            following = seq
+            parts.append(bytes(self._payload(entry)))
+            size += ring[entry + _E_SIZE]
+        parts.reverse()
+        return b"".join(parts)
+
+    def _said(self, record: int) -> list[tuple[Buffer, int, int]]:
+        """The secondary's frames that wait: buffer, where each begins behind its virtio-net header, and its end."""
+        fields, ring, at = self.fields, self._s_ring, record * _FIELDS
+        frames = []
+        number = fields[at + _S_HEAD]
+        while number:
+            entry = (number & _RING_MASK) * _ENTRY
+            kept = self._secondary[(ring[entry + _E_BATCH] - self._s_first) & _MASK]
+            start, index = ring[entry + _E_START], ring[entry + _E_INDEX]
+            frames.append((kept.batch.data, start + kept.batch.vnet, start + kept.batch.lengths[index]))
+            kept.left -= 1
+            number = ring[entry + _E_NEXT]
+        return frames
+
+    def _held(self, record: int) -> list[Held]:
+        """The primary's frames that wait, in order."""
+        fields, ring, at = self.fields, self._p_ring, record * _FIELDS
+        held = []
+        number = fields[at + _P_HEAD]
+        while number:
+            entry = (number & _RING_MASK) * _ENTRY
+            kept = self._primary[(ring[entry + _E_BATCH] - self._p_first) & _MASK]
+            start, index = ring[entry + _E_START], ring[entry + _E_INDEX]
+            data = bytes(kept.batch.data[start : start + kept.batch.lengths[index]])
+            f = self._held_frame
+            dissect(f, data, kept.batch.vnet, len(data))
+            held.append(
+                Held(data, kept.batch.vnet, f.l4, f.payload, f.payload_end, f.kind, kept.at, kept.first + index)
+            )
+            kept.marks[index] = _GONE
+            kept.left -= 1
+            self.waiting -= 1
+            number = ring[entry + _E_NEXT]
+        return held
+
+    def demote(self, flow: TcpFlow) -> bool:
+        """Take a flow into the lane that has become ordinary; its bytes and frames are all dealt with."""
+        record = self.records.find_key(flow.key)
+        if not record:
+            return False
+        fields, at = self.fields, record * _FIELDS
+        flags = P_SEEN | S_SEEN
+        fields[at + _TOUCHED] = int(flow.touched)
+        fields[at + _P_SEQ] = fields[at + _S_SEQ] = fields[at + _FRONT] = flow.frontier_seq
+        fields[at + _PLACE], fields[at + _PLACE_HIGH] = flow.frontier & _MASK, flow.frontier >> 32 & _MASK
+        if flow.acked is not None:
+            flags |= ACKED_SET
+            fields[at + _ACKED] = flow.acked
+        if flow.primary_acked is not None:
+            flags |= LEFT_SET
+            fields[at + _LEFT_ACK] = flow.primary_acked
+        if flow.syn is not None:
+            flags |= SYN_KNOWN
+            fields[at + SYN_SEQ] = flow.syn[0]
+            fields[at + SYN_MARK], fields[at + SYN_MARK_HIGH] = flow.syn[1] & _MASK, flow.syn[1] >> 32
+        if flow.syn_matched is not None:
+            flags |= MATCHED_KNOWN
+            fields[at + SYN_MATCHED] = flow.syn_matched
+        if flow.window is not None:
+            flags |= SCALED | flow.window.shift << SHIFT_AT
+            if flow.window.edge is not None:
+                flags |= EDGE_SET
+                fields[at + _EDGE] = flow.window.edge
+            if flow.window.told is not None:
+                flags |= TOLD_SET
+                fields[at + _TOLD] = flow.window.told
+        fields[at + _FLAGS] = flags
+        self.count += 1
+        if flow.said.size:
+            self._brought[record] = self._now, flow.said
+            self._brought_bytes += flow.said.size
+            while self._brought_bytes > BROUGHT_BYTES:
+                self._give_up_brought(next(iter(self._brought)))
+        return True
+
+    def _give_up_brought(self, record: int) -> Said:
+        said = self._brought.pop(record)[1]
+        self._brought_bytes -= said.size
+        return said
+
+    def claim(self, key: bytes) -> bool:
+        """Note that a careful flow stands for this key; False if the table is full."""
+        record = self.records.find_key(key) or self.records.claim_key(key)
+        if record:
+            self.fields[record * _FIELDS + _FLAGS] = _CAREFUL
+        return bool(record) or key[0] > MOST_TAGS
+
+    def forget(self, key: bytes) -> None:
+        """A careful flow is gone."""
+        record = self.records.find_key(key)
+        if record:
+            self.records.forget(record)  # `_brought` has nothing of a careful flow
+
+    def knows(self, key: bytes) -> bool:
+        """Whether this flow is in the lane."""
+        return key[2] == frame.IPPROTO_TCP and self._in_the_lane(key) > 0
+
+    def promote_key(self, key: bytes, now: float) -> None:
+        """Send this flow the careful way, if it is in the lane."""
+        record = self._in_the_lane(key)
+        if record:
+            self._now = now
+            self.promote(record)
+
+    def _in_the_lane(self, key: bytes) -> int:
+        record = self.records.find_key(key)
+        return 0 if self.fields[record * _FIELDS + _FLAGS] & _CAREFUL else record
+
+    def committed(self) -> None:
+        """A checkpoint was committed, and nothing waits: what the secondary said is void."""
+        for record in range(1, self.records.highest() + 1):
+            at = record * _FIELDS
+            flags = self.fields[at + _FLAGS]
+            if not flags or flags & _CAREFUL:
+                continue
+            self.fields[at + _ACKED] = self.fields[at + _LEFT_ACK]
+            flags &= ~(_ACKED_SET | _EDGE_SET)
+            self.fields[at + _FLAGS] = flags | (_ACKED_SET if flags & _LEFT_SET else 0)
+            self.fields[at + _S_SEQ] = self.fields[at + _FRONT]
+
+    def clear(self) -> None:
+        """Nothing waits; know no flow of the lane any more."""
+        for record in range(1, self.records.highest() + 1):
+            flags = self.fields[record * _FIELDS + _FLAGS]
+            if flags and not flags & _CAREFUL:
+                self._forget(record)
+
+    def _forget(self, record: int) -> None:
+        if record in self._brought:
+            self._give_up_brought(record)
+        self.records.forget(record)
+        self.count -= 1
+
+    def sweep(self, now: float, idle: float) -> None:
+        """Forget flows of the lane that are idle; a part of the table each time."""
+        highest = self.records.highest()
+        for _ in range(min(SWEPT, highest)):
+            self._swept = self._swept + 1 if self._swept < highest else 1
+            at = self._swept * _FIELDS
+            flags = self.fields[at + _FLAGS]
+            if not flags or flags & _CAREFUL or self.fields[at + _P_HEAD] or self.fields[at + _S_HEAD]:
+                continue
+            if now - self.fields[at + _TOUCHED] > idle:
+                self._forget(self._swept)
+
+
+def number32(buf: Buffer, at: int) -> int:
+    """The 32-bit number at `buf[at]`, in network order."""
+    return (buf[at] << 24 | buf[at + 1] << 16 | buf[at + 2] << 8 | buf[at + 3]) & _MASK
+
+
+def after(a: int, b: int) -> bool:
+    """`a` comes after `b` in sequence (lockstep.wire.seqnum, where both are known to be numbers of 32 bits)."""
+    return 0 < (a - b & _MASK) < _HALF
+
+
+def _order(kept: Kept) -> int:
+    return kept.first
