@@ -16,6 +16,7 @@ from setuptools import Extension, setup
 
 HOT = [
     "lockstep.flow.records",
+    "lockstep.link.lengths",
     "lockstep.wire.bytes",
     "lockstep.wire.checksum",
     "lockstep.wire.frame",

@@ -22,7 +22,8 @@ VNET_SIZES = (0, 10, 12)
 class Batch:
     """Frames in one buffer.
 
-    data: the frames end to end, each with its `vnet` bytes of virtio-net header first.
+    data: the frames end to end, each with its `vnet` bytes of virtio-net header first. It never changes,
+    unless it is a writable memoryview: that is a port's buffer, valid until the port's next `read`.
     lengths: bytes of each, virtio-net header included, as `array('I')`.
     vnet: 0, 10 or 12.
     epoch: the epoch its producer stamped, for a batch that came over a link.
@@ -44,6 +45,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @property
+    def stable(self) -> bool:
+        """Whether `data` never changes, so that it can be kept without a copy."""
+        return not isinstance(self.data, memoryview) or self.data.readonly
 
     def __repr__(self) -> str:
         return f"Batch({len(self.lengths)} frames, {len(self.data)} bytes, vnet={self.vnet}, epoch={self.epoch})"

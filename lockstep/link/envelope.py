@@ -15,6 +15,7 @@ from typing import Any
 import msgpack
 
 from lockstep.batch import MAX_BATCH, MAX_FRAME, VNET_SIZES, Batch, Buffer
+from lockstep.link.lengths import extent
 from lockstep.streams import PHASES, STREAMS, Cut
 
 VERSION = 1
@@ -131,9 +132,10 @@ def _batch(frames: Buffer, lengths: bytes, vnet: int, epoch: int) -> Batch:
     counted = array("I")
     counted.frombytes(lengths)
     counted = _little_endian(counted)
-    if sum(counted) != len(frames):
-        raise EnvelopeError("length", f"lengths add up to {sum(counted)} and part 2 has {len(frames)} bytes")
-    if counted and (min(counted) <= vnet or max(counted) > MAX_FRAME + vnet):
+    total, smallest, largest = extent(counted)
+    if total != len(frames):
+        raise EnvelopeError("length", f"lengths add up to {total} and part 2 has {len(frames)} bytes")
+    if counted and (smallest <= vnet or largest > MAX_FRAME + vnet):
         raise EnvelopeError("frame", f"a frame has no byte, or more than {MAX_FRAME}")
     return Batch(frames, counted, vnet, epoch)
 

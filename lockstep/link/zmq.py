@@ -30,6 +30,8 @@ from lockstep.streams import Cut, Gap
 TCP_BUFFER = 1 << 20
 #: Bytes that wait in a producer whose link is full: about what one TCP connection has in flight at most.
 MOST_PENDING = 16 << 20
+#: Message parts from this size on are not copied.
+LARGE = 64 << 10
 #: How long a closing producer goes on delivering what it has, in milliseconds.
 LINGER = 500
 
@@ -208,9 +210,12 @@ class Sender:
 
     def _send(self, item: Batch | Cut, epoch: int, number: int) -> bool:
         header, frames = encode(Message(self.stream, self._boot, epoch, number, item, self._guest))
+        large = len(frames) >= LARGE and isinstance(item, Batch) and item.stable
+        if large and isinstance(frames, memoryview) and _is_whole(frames):
+            frames = frames.obj  # type: ignore[assignment]  # passed on as it came
         try:
-            # One copy: libzmq takes the bytes before this returns, so a reused buffer is safe.
-            self.socket.send_multipart((header, frames), zmq.DONTWAIT)
+            # Copied before this returns, so that a reused buffer is safe; unless it is large and stays as it is.
+            self.socket.send_multipart((header, frames), zmq.DONTWAIT, copy=not large)
         except zmq.Again:
             return False
         self.counters["messages"] += 1
@@ -260,6 +265,16 @@ def _joins(last: _Pending, batch: Batch, epoch: int, following: int) -> bool:
     )
 
 
+def _is_whole(view: memoryview) -> bool:
+    """Whether a view shows all of a message part that was received."""
+    return isinstance(view.obj, zmq.Frame) and len(view.obj) == view.nbytes
+
+
+def _bytes_of(part: zmq.Frame) -> bytes | memoryview:
+    """A message part: a copy, or a large one as it lies in ZeroMQ's memory."""
+    return part.bytes if len(part) < LARGE else memoryview(part.buffer).toreadonly()
+
+
 class Receiver:
     """The consuming end of a stream: it binds, checks every message and reports gaps.
 
@@ -294,11 +309,11 @@ class Receiver:
     def receive(self) -> list[Batch | Cut | Gap] | None:
         """What the next message brings, a gap in front of it first; [] if it was rejected, None if none waits."""
         try:
-            parts = self.socket.recv_multipart(zmq.DONTWAIT)
+            parts = self.socket.recv_multipart(zmq.DONTWAIT, copy=False)
         except zmq.Again:
             return None
         try:
-            message = decode(parts, self.stream, self._guest)
+            message = decode([_bytes_of(part) for part in parts], self.stream, self._guest)
             gap = self._sequence_of(message).follow(message.boot, message.number)
         except EnvelopeError as error:
             self.counters[f"rejected_{error.reason}"] += 1

@@ -103,10 +103,9 @@ class Kept:
     """
 
     def __init__(self, batch: Batch, number: int, first: int, at: float) -> None:
+        if not batch.stable:
+            batch = Batch(bytes(batch.data), batch.lengths[:], batch.vnet, batch.epoch)
         data = batch.data
-        if not isinstance(data, bytes) and not (isinstance(data, memoryview) and data.readonly):
-            data = bytes(data)  # its owner may fill that buffer again
-            batch = Batch(data, batch.lengths[:], batch.vnet, batch.epoch)
         self.batch = batch
         self.number = number & _MASK
         self.first = first

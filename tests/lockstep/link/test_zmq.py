@@ -663,3 +663,21 @@ def test_the_socket_file_of_a_killed_process_is_used_again(
     far = receiver(ipc)
     until(lambda: near.send(one("to the second"), 0) and bool(far.socket.poll(20)))
     assert take(far, 2) == [Gap("restarted"), [b"to the second"]]
+
+
+def test_what_was_received_in_one_piece_can_be_sent_on_whole_or_in_part(
+    run_dir: Path, sender: MakeSender, receiver: MakeReceiver
+) -> None:
+    """A large part stays where ZeroMQ has put it. Half of its frames are half of them, not all."""
+    first, second = f"ipc://{run_dir}/first", f"ipc://{run_dir}/second"
+    taking, onward = receiver(first), receiver(second)
+    sender(first).send(Batch.of([bytes([at]) * 1000 for at in range(1, 201)]), 0)
+    came = next(arriving(taking))
+    assert isinstance(came, Batch)
+    assert isinstance(came.data, memoryview)
+    passing = sender(second)
+    passing.send(came, 0)
+    passing.send(Batch(came.data[:100_000], came.lengths[:100]), 0)
+    whole, half = take(onward, 2)
+    assert whole == came.frames() == [bytes([at]) * 1000 for at in range(1, 201)]
+    assert half == came.frames()[:100]
