@@ -46,8 +46,8 @@ class Limits:
 
     max_flows: int = 65_536
     max_flow_bytes: int = 16 << 20
-    max_bytes: int = 256 << 20
-    max_history: int = 128 << 20
+    max_bytes: int = 128 << 20
+    max_history: int = 64 << 20
     window: int = 64
     max_divergences: int = 10_000
 

@@ -17,6 +17,8 @@ from lockstep.wire.frame import Frame
 MOST_OPEN = 256
 MOST_DONE = 64
 MOST_FRAGMENTS = 128
+#: Bytes of those in pieces.
+MOST_BYTES = 16 << 20
 _LARGEST = 0xFFFF
 
 #: Where the bytes of a frame came in, as `(offset, number of the frame)`.
@@ -116,6 +118,7 @@ class Reassembly:
 
     def __init__(self) -> None:
         self._open: dict[bytes, _Datagram] = {}
+        self._bytes = 0
         self._done: dict[bytes, _Datagram] = {}
 
     def take(self, f: Frame, data: bytes, key: bytes, number: int) -> tuple[Whole | None, list[Fragment]]:
@@ -127,15 +130,16 @@ class Reassembly:
         given_up: list[Fragment] = []
         known = self._open.get(name)
         if known is None:
-            if len(self._open) == MOST_OPEN:
-                given_up = self._open.pop(next(iter(self._open))).seen
+            while len(self._open) == MOST_OPEN or self._bytes > MOST_BYTES:
+                given_up += self._take_out(next(iter(self._open))).seen
             known = self._open[name] = _Datagram()
         if not known.agrees(fragment):
-            del self._open[name]
+            self._take_out(name)
             return None, [*given_up, *known.seen, fragment]
+        self._bytes += len(fragment.data)
         whole = known.add(fragment)
         if whole is not None:
-            del self._open[name]
+            self._take_out(name)
             self._done[name] = known
             if len(self._done) > MOST_DONE:
                 del self._done[next(iter(self._done))]
@@ -146,6 +150,12 @@ class Reassembly:
         for known in self._open.values():
             yield from known.seen
         self._open.clear()
+        self._bytes = 0
+
+    def _take_out(self, name: bytes) -> _Datagram:
+        known = self._open.pop(name)
+        self._bytes -= sum(len(fragment.data) for fragment in known.seen)
+        return known
 
 
 def _holds(done: _Datagram, fragment: Fragment) -> bool:

@@ -30,20 +30,22 @@ class Origin:
     """One connection, as one file numbers it.
 
     isn: its SYN's number, None without one. first: its first segment's number, and `opening` that one's
-    first bytes. mate: the origin on the other side. shift: what leads to the primary's numbers; None
-    where that isn't known yet. behind: the connection that came before on this side, if any.
+    first bytes. mated: whether its mate is known, and syn_due: where that one's SYN would have this one's
+    (None without one). shift: what leads to the primary's numbers; None where that isn't known yet. behind: the
+    connection that came before on this side, if any.
     """
 
     __slots__ = (
         "count", "edges", "first", "isn",
-        "mate", "opening", "over", "shift", "top", "top_place", "waiting",
+        "mated", "opening", "over", "shift", "syn_due", "top", "top_place", "waiting",
     )  # fmt: skip
 
     def __init__(self, segment: Segment, shift: int | None, behind: Origin | None = None) -> None:
         self.first = segment.seq
         self.opening = segment.data[:OPENING]
         self.isn = segment.seq if segment.syn else None
-        self.mate: Origin | None = None
+        self.mated = False
+        self.syn_due: int | None = None
         #: Another connection has begun on this side.
         self.over = False
         self.shift = shift
@@ -82,9 +84,8 @@ class Origin:
         if self.isn is not None or self.count > MOST_EDGES:
             return False
         begin = add(segment.seq, 1)
-        mate = self.mate
-        if mate is not None:
-            if mate.isn is None or add(segment.seq, self.shift or 0) != add(mate.isn, mate.shift or 0):
+        if self.mated:
+            if segment.seq != self.syn_due:
                 return False
         elif not -1 <= diff(_lowest(self.edges), begin) < JUMP:
             return False
@@ -102,7 +103,7 @@ class Origin:
         place = self.top_place + diff(end, self.top)
         if place > self.top_place:
             self.top, self.top_place = end, place
-        if self.mate is None and len(self.edges) < MOST_EDGES:
+        if not self.mated and len(self.edges) < MOST_EDGES:
             self.edges[seq] = self.edges[begin] = self.edges[end] = None
 
 

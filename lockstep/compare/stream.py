@@ -55,7 +55,7 @@ class Stream:
             self._join()
             return
         self._say(side, origin.shift, segment)
-        if origin.mate is None and side == PRIMARY:
+        if not origin.mated and side == PRIMARY:
             self._join()
 
     def _origin(self, side: int, segment: Segment) -> Origin:
@@ -86,8 +86,12 @@ class Stream:
         """The secondary's origin has its distance now, and its segments wait no longer."""
         origin.shift = shift
         if mate is not None:
-            mate.mate, origin.mate = origin, mate
+            mate.mated = origin.mated = True
             mate.edges, origin.edges = {}, {}
+            if origin.isn is not None:
+                mate.syn_due = add(origin.isn, shift)
+            elif mate.isn is not None:
+                origin.syn_due = add(mate.isn, -shift)
             if shift not in self.shifts:
                 self.shifts = (*self.shifts[1 - MOST_ORIGINS :], shift)
         waiting, origin.waiting = origin.waiting, []
@@ -96,7 +100,7 @@ class Stream:
             self._say(SECONDARY, shift, segment)
 
     def _free(self) -> list[Origin]:
-        return [other for other in self._origins[PRIMARY] if other.mate is None]
+        return [other for other in self._origins[PRIMARY] if not other.mated]
 
     def _agreeing(self, origin: Origin) -> tuple[Origin, int] | None:
         """A mate beyond doubt."""

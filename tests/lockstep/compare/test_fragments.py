@@ -79,6 +79,17 @@ def test_more_datagrams_than_there_is_room_for_push_the_oldest_out() -> None:
     assert [fragment.frame for fragment in given_up] == [1]
 
 
+def test_too_many_bytes_give_up_the_oldest() -> None:
+    """Each first fragment five times, 60,000 bytes long: 16 MiB hold 56 such datagrams."""
+    reassembly = Reassembly()
+    given_up: list[Fragment] = []
+    for number in range(60 * 5):
+        data = ethernet(ip(GUEST, CLIENT, 1, bytes(60_000), ident=number // 5, fragment=0x2000))
+        given_up += take(reassembly, data, number)[1]
+    assert [fragment.frame for fragment in given_up] == [*range(4 * 5)]
+    assert len([*reassembly.rest()]) == 56 * 5
+
+
 def test_ipv6() -> None:
     """The whole dissects as the datagram in it (an atomic fragment is left: RFC 6946)."""
     body = segment(5, 6, PAYLOAD, source=GUEST6, destination=CLIENT6)[54:]
