@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -34,6 +35,7 @@ from lockstep.report import FRAMES
 from lockstep.report.recorder import Recorder
 from lockstep.streams import (
     EVENTS,
+    GUEST,
     CommandError,
     Core,
     Event,
@@ -46,6 +48,9 @@ from lockstep.wiring import SERVICES
 
 #: Messages taken from one link before the others get their turn.
 MOST_MESSAGES = 64
+#: A guest answers what it is given, and its answers wait in a queue of a thousand frames. So that none is lost
+#: it is given about this many frames in one turn, and its port is read that often as long as each time brings many.
+MOST_FRAMES, MOST_READS, MANY_FRAMES = 256, 4, 128
 #: Requests and events taken before the frames get their turn.
 MOST_REQUESTS = 8
 #: Seconds for which a time-out is put off, at most, while there is unread what may make it needless.
@@ -100,8 +105,8 @@ class Shell:
         #: Streams whose sender waits for its socket to take messages again.
         self._blocked: set[str] = set()
         self._receivers: dict[str, Receiver] = {}
-        #: Streams whose last turn ended before everything was read.
-        self._unread: set[str] = set()
+        #: Streams that were not read to their end in the last turn, and since when.
+        self._unread: dict[str, float] = {}
         self._servers: dict[Service, Server] = {}
         self._allowed: keys.AllowList | None = None
         self._recorder: Recorder | None = None
@@ -204,6 +209,8 @@ class Shell:
         return tuple(found)
 
     def _rest(self, source: Source) -> None:
+        if source[1] in self._receivers:
+            self._unread.setdefault(source[1], time.monotonic())
         if source in self._sources:
             self._poller.rest(self._sources[source])
 
@@ -215,19 +222,25 @@ class Shell:
 
     def _port_act(self, service: Service, name: str, port: Port) -> Act:
         def act(now: float) -> None:
-            batch = port.read()
-            if batch is not None:
+            for _ in range(MOST_READS if name == GUEST else 1):
+                batch = port.read()
+                if batch is None:
+                    if port.exhausted():
+                        self._poller.forget(self._sources.pop((service, name)))
+                    break
                 self._push(service, name, batch, now)
-            elif port.exhausted():
-                self._poller.forget(self._sources.pop((service, name)))
+                if len(batch) < MANY_FRAMES:
+                    break
 
         return act
 
     def _link_act(self, service: Service, receiver: Receiver, labels: Mapping[str | None, str]) -> Act:
         """labels: on a link of many guests, each guest's name for the stream."""
 
+        most = MOST_FRAMES if GUEST in SERVICES[service].ports else sys.maxsize
+
         def act(now: float) -> bool:
-            taken = 0
+            taken = frames = 0
             rejected = receiver.rejected()
             for _ in range(MOST_MESSAGES):
                 items = receiver.receive()
@@ -235,12 +248,17 @@ class Shell:
                     break
                 stream = labels.get(receiver.guest, receiver.stream)
                 for item in items:
-                    taken += len(item.data) if isinstance(item, Batch) else 0
+                    if isinstance(item, Batch):
+                        taken += len(item.data)
+                        frames += len(item)
                     self._push(service, stream, item, now)
-                if taken > MAX_BATCH:
+                if taken > MAX_BATCH or frames > most:
                     break
             more = items is not None
-            (self._unread.add if more else self._unread.discard)(receiver.stream)
+            if more:
+                self._unread.setdefault(receiver.stream, now)
+            else:
+                self._unread.pop(receiver.stream, None)
             if receiver.rejected() > rejected and self._rejections_allowed.allows(now):
                 suppressed = self._rejections_allowed.take_suppressed()
                 log.warning(
@@ -420,15 +438,14 @@ class Shell:
         self._pressure.tick(now)
         for service, core in self._cores.items():
             deadline = core.next_deadline()
-            if deadline is not None and deadline <= now and not self._put_off(service, deadline, now):
-                self._carry_out(service, core.tick(now), now)
+            if deadline is not None and deadline <= now:
+                self._carry_out(service, core.tick(now, self._heard(service, now)), now)
                 self._settle(now)
 
-    def _put_off(self, service: Service, deadline: float, now: float) -> bool:
-        """Whether a time-out is judged later: what it waits for may lie in a link, unread."""
-        return now < deadline + MOST_PUT_OFF and any(
-            stream in self._unread or self._pressure.resting((service, stream)) for stream in SERVICES[service].takes
-        )
+    def _heard(self, service: Service, now: float) -> float:
+        """The moment before which all that came over a service's links was read, as far as this is waited for."""
+        unread = [self._unread[stream] for stream in SERVICES[service].takes if stream in self._unread]
+        return max(min(unread, default=now), now - MOST_PUT_OFF)
 
     def run(self) -> None:
         """Loop until SIGTERM, SIGINT or `drain`; then close everything."""

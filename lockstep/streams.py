@@ -106,8 +106,11 @@ class Core(Protocol):
         """
         ...
 
-    def tick(self, now: float) -> Outputs:
-        """Do what is due by `now`. All time-outs live here."""
+    def tick(self, now: float, heard: float | None = None) -> Outputs:
+        """Do what is due by `now`. All time-outs live here.
+
+        heard: what came before this moment has been read; what came later may make a time-out needless. None: `now`.
+        """
         ...
 
     def next_deadline(self) -> float | None:

@@ -31,7 +31,7 @@ TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN = 0x01, 0x02, 0x04, 0x08
 #: `struct virtio_net_hdr`. With Ethernet's 14 bytes it puts the IP header on a multiple of 4.
 VNET = 10
 #: Most frames in one batch: a bound on how long one port keeps the loop.
-MOST_FRAMES = 512
+MOST_FRAMES = 256
 _SLOT = MAX_FRAME + VNET
 
 

@@ -27,7 +27,7 @@ from lockstep.flow.key import describe
 from lockstep.streams import EVENTS, PRIMARY, RELEASED, SECONDARY, CommandError, Cut, Event, Gap, Item, Output
 from lockstep.wire import arp, ethernet, frame, icmp, tcp
 from lockstep.wire.frame import Frame, dissect
-from services.comparer.ease import STALE, STALL, can_be_eased, ease, speaks_for_itself
+from services.comparer.ease import SILENCE, STALE, STALL, can_be_eased, ease, speaks_for_itself
 from services.comparer.evidence import Evidence
 from services.comparer.flow import (
     DIFFERS,
@@ -162,9 +162,10 @@ class Core:
             return self._outputs()
         raise AssertionError(f"the comparer takes no {type(item).__name__} on {stream}")
 
-    def tick(self, now: float) -> list[Output]:
+    def tick(self, now: float, heard: float | None = None) -> list[Output]:
         """Find heads that waited too long, and flows that are idle."""
         self._lane.tick(now)
+        heard = now if heard is None else heard
         while self._due and self._due[0][0] <= now:
             when, _, flow = heapq.heappop(self._due)
             if when != flow.timed:
@@ -172,7 +173,7 @@ class Core:
             flow.timed = math.inf
             if not flow.held or flow.state != PROTECTED:
                 continue
-            if flow.held[0].arrived + self._config.compare_timeout <= now:
+            if flow.held[0].arrived + self._config.compare_timeout <= heard:
                 self._overdue(flow)
                 if flow.held and flow.state == PROTECTED:
                     self._watch(flow, now)
@@ -180,7 +181,8 @@ class Core:
             if isinstance(flow, TcpFlow) and flow.held[0].arrived + STALL <= now:
                 self._ease(flow, now)
             if flow.held and flow.state == PROTECTED:
-                self._watch(flow, now)
+                # It may be due, and not be judged before more is heard.
+                self._watch(flow, now, looked=True)
         self._table.sweep(now)
         self._primary_fragments.expire(now)
         self._secondary_fragments.expire(now)
@@ -467,10 +469,12 @@ class Core:
                 held.data = without_multipath(held.data, held.vnet, held.l4, held.payload)
                 self.counters["stripped_mptcp"] += 1
 
-    def _watch(self, flow: Flow, now: float) -> None:
-        """Look at this flow again when its head is stuck, and when it is due."""
+    def _watch(self, flow: Flow, now: float, *, looked: bool = False) -> None:
+        """Look at this flow again when its head is stuck, and when it is due. `looked`: not at once."""
         head = flow.held[0]
         when = head.arrived + self._config.compare_timeout
+        if looked and when <= now:
+            when = now + STALL
         if can_be_eased(head):
             # The longer it is stuck the rarer: many flows that wait for long must not be much work.
             when = min(when, max(head.arrived, now) + max(STALL, (now - head.arrived) / 4))
@@ -496,6 +500,8 @@ class Core:
             return
         eased = ease(flow, head, self._frame)
         if eased is None:
+            if head.arrived + SILENCE <= now:
+                self._probe(flow)
             return
         leaving, staying = eased
         before = flow.kept()
@@ -600,7 +606,13 @@ class Core:
             if flow.syn_frame is not None:
                 self.counters["repeated_syns"] += 1
                 self._append([flow.syn_frame])
-        elif flow.repeats(f, data) and (probe := flow.probe_of(flow.held[0])) is not None:
+        elif flow.repeats(f, data):
+            self._probe(flow)
+
+    def _probe(self, flow: TcpFlow) -> None:
+        """Have the client repeat its ack, to both guests."""
+        probe = flow.probe_of(flow.held[0])
+        if probe is not None:
             self.counters["probes"] += 1
             self._append([probe])
 

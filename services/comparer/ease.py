@@ -7,6 +7,8 @@ up to a segment's edge, an ack lowered to the secondary's. And while a head wait
 secondary's own pure ACKs leave as they are: they tell the client, by SACK, exactly what is missing.
 Where the secondary repeats what has long left (its SYN-ACK, or data), it lacks an ack that the
 client gave once: the SYN-ACK leaves again, or a keep-alive, and the client repeats it, to both.
+Where the secondary says nothing for long, it may have no more room in its congestion window than the
+acks give that reached it, while more of them, or others, reached the primary: again a keep-alive.
 Nothing unproven leaves with any of it.
 """
 
@@ -29,6 +31,8 @@ _CHECKSUM = struct.Struct(">H")
 STALL = 0.02
 #: Seconds that a head waits for the secondary to repeat what was lost or forgotten, before it is dropped.
 STALE = 0.1
+#: Seconds that a head waits before the client is asked for its ack, whatever the secondary says.
+SILENCE = 0.2
 
 
 def can_be_eased(head: Held) -> bool:

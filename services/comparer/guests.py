@@ -54,14 +54,14 @@ class Guests:
             return []
         return self._said(guest, self._cores[guest].push(stream, item, now))
 
-    def tick(self, now: float) -> list[Output]:
+    def tick(self, now: float, heard: float | None = None) -> list[Output]:
         """Do what is due for the guest that has waited longest; the others follow at the next."""
         deadline = self.next_deadline()
         if deadline is None or deadline > now:
             return []
         _, guest = heapq.heappop(self._heap)
         self._due[guest] = None
-        return self._said(guest, self._cores[guest].tick(now))
+        return self._said(guest, self._cores[guest].tick(now, heard))
 
     def next_deadline(self) -> float | None:
         """See Core in lockstep.streams. What a guest no longer waits for is dropped from the heap here."""

@@ -300,6 +300,8 @@ class TcpFlow(Flow):
         if self.primary_acked is None or flags & tcp.SYN:
             return None
         if self.window is not None:
+            if self.window.told is None:
+                return None
             window = self.window.told_field(self.primary_acked)
         elif flags & tcp.RST:
             return None  # its window field says nothing

@@ -62,7 +62,7 @@ class Core:
             return []
         raise AssertionError(f"the mirror takes no {type(item).__name__} on {stream}")
 
-    def tick(self, now: float) -> list[Output]:
+    def tick(self, now: float, heard: float | None = None) -> list[Output]:
         """Nothing is ever due here."""
         return []
 

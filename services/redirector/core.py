@@ -131,7 +131,7 @@ class Core:
         if address is not None and not address.is_unspecified and address not in known and len(known) < MOST_LEARNED:
             known.append(address)
 
-    def tick(self, now: float) -> list[Output]:
+    def tick(self, now: float, heard: float | None = None) -> list[Output]:
         """Send the announcements that are due."""
         if not self._rounds_left or now < self._next_round:
             return []

@@ -247,7 +247,7 @@ class Core:
             resets.append((FROM_GUEST, reset(f, data, back=False, seq=connection.client_ack, ack=ack)))
         return resets
 
-    def tick(self, now: float) -> list[Output]:
+    def tick(self, now: float, heard: float | None = None) -> list[Output]:
         """Forget connections that are silent."""
         self._table.sweep(now)
         return []

@@ -182,7 +182,7 @@ class Noting:
             self.heard.append(item.fields)
         return []
 
-    def tick(self, now: float) -> list[Event]:
+    def tick(self, now: float, heard: float | None = None) -> list[Event]:
         tells, self.tells = self.tells, []
         return tells
 

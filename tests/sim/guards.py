@@ -116,11 +116,11 @@ GUARDS = (
     # 9: bounds
     Guard("bytes have no limit", _TABLE, "        return flow.kept() + more > self.config.max_flow_bytes or self.kept + more > self.config.max_bytes", "        return False"),
     Guard("flows have no limit", _TABLE, "        full = len(self.flows) >= self.config.max_flows", "        full = False"),
-    Guard("half-open flows have no limit", _TABLE, "(syn and len(self.half_open) >= self.config.max_half_open)", "False"),
+    Guard("half-open flows have no limit", _TABLE, "(opening and len(self.half_open) >= self.config.max_half_open)", "False"),
     Guard("a flood evicts established flows", _TABLE, "            self._forget(next(iter(self.half_open)))", "            self._forget(next(iter(self.flows)))"),
     # 10: invariance, and the arithmetic under all of it
     Guard("sequence numbers do not wrap", "lockstep/wire/seqnum.py", "    return ((a - b + 0x80000000) & MASK) - 0x80000000", "    return a - b"),
     Guard("bytes of the last connection stay", _TCP, "        self.said.clear()\n        self.fin = self.reset_at = None", "        self.fin = self.reset_at = None"),
-    Guard("nobody waits too long", _CORE, "            if flow.held[0].arrived + self._config.compare_timeout <= now:", "            if False:"),
+    Guard("nobody waits too long", _CORE, "            if flow.held[0].arrived + self._config.compare_timeout <= heard:", "            if False:"),
     Guard("a stuck head is never eased", _CORE, "if isinstance(flow, TcpFlow) and flow.held[0].arrived + STALL <= now:", "if False:"),
 )  # fmt: skip

@@ -677,6 +677,40 @@ def test_the_time_out_counts_from_the_heads_own_arrival() -> None:
     assert len(sides.named("divergence")) == 1
 
 
+def test_a_head_is_not_overdue_before_all_is_heard_that_came_in_time() -> None:
+    """Its counterpart may lie in a link, unread; meanwhile the head is eased and the client asked for its ack."""
+    sides = Sides(compare_timeout=1)
+    sides.handshake()
+    sides.primary(data(0, b"a"))
+    sides.now += 5
+    sides.left(sides.core.tick(sides.now, heard=sides.now - 4.001))
+    assert not sides.named("divergence")
+    deadline = sides.core.next_deadline()
+    assert deadline is not None
+    assert deadline > sides.now
+    sides.now += 1
+    sides.left(sides.core.tick(sides.now, heard=sides.now - 4.001))
+    assert len(sides.named("divergence")) == 1
+
+
+def test_the_client_is_asked_for_its_ack_while_a_head_waits_long(sides: Sides) -> None:
+    """The secondary may wait for acks that were lost, or reached the primary alone."""
+    ack = segment(ISN + 1, CLIENT_ISN + 1, window=1024)
+    sides.secondary(ack)
+    assert sides.primary(ack) == [ack]
+    sides.primary(data(0, b"abc"))
+    asked = 0
+    while not sides.named("divergence"):
+        deadline = sides.core.next_deadline()
+        assert deadline is not None
+        sent = sides.wait(deadline - sides.now)
+        assert sent in ([], [segment(ISN, CLIENT_ISN + 1, window=1024)])
+        assert not sent or sides.now - 100 >= 0.2
+        asked += len(sent)
+    assert 5 < asked < 20
+    assert sides.conserved()
+
+
 # --- heads that are stuck
 
 
