@@ -93,11 +93,10 @@ class Unprotected(threading.Thread):
         while not self.stopping:
             if not socket.poll(100):
                 continue
-            event = self._listener.receive(socket)
-            if event is not None and event.name == "divergence":
-                if self._client in str(event.fields["flow"]):
+            for event in self._listener.receive(socket) or ():
+                if event.name == "divergence" and self._client in str(event.fields["flow"]):
                     self.flows.append(dict(event.fields))
-                else:
+                elif event.name == "divergence":
                     self.flood += 1
 
     def stop(self) -> None:
