@@ -241,7 +241,7 @@ class Shell:
 
         def act(now: float) -> bool:
             taken = frames = 0
-            rejected = receiver.rejected()
+            rejected = receiver.rejected
             for _ in range(MOST_MESSAGES):
                 items = receiver.receive()
                 if items is None:
@@ -259,11 +259,11 @@ class Shell:
                 self._unread.setdefault(receiver.stream, now)
             else:
                 self._unread.pop(receiver.stream, None)
-            if receiver.rejected() > rejected and self._rejections_allowed.allows(now):
+            if receiver.rejected > rejected and self._rejections_allowed.allows(now):
                 suppressed = self._rejections_allowed.take_suppressed()
                 log.warning(
                     "message_rejected", stream=receiver.stream, why=receiver.last_rejection,
-                    total=receiver.rejected(), suppressed=suppressed,
+                    total=receiver.rejected, suppressed=suppressed,
                 )  # fmt: skip
             return more
 

@@ -26,6 +26,8 @@ MAX_PART = 2 * MAX_BATCH
 REASONS = ("parts", "size", "map", "version", "type", "stream", "guest", "vnet", "length", "frame", "cut")
 
 _LARGEST = 1 << 63
+#: msgpack's first byte of a map with up to 15 entries.
+_MAP = 0x80
 
 
 class EnvelopeError(Exception):
@@ -36,7 +38,7 @@ class EnvelopeError(Exception):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Message:
     """One message of a stream: `item` is its batch or its cut."""
 
@@ -48,26 +50,38 @@ class Message:
     guest: str | None = None
 
 
+class Encoder:
+    """Makes the messages of one producer; what stands in all of them is packed once.
+
+    stream, boot, guest: as in `Message`.
+    """
+
+    __slots__ = ("_cut", "_frames", "_pack")
+
+    def __init__(self, stream: str, boot: bytes, guest: str | None = None) -> None:
+        self._pack = msgpack.Packer().pack
+        always: dict[str, Any] = {"v": VERSION, "s": stream, "b": boot}
+        if guest is not None:
+            always["g"] = guest
+        fixed = b"".join(self._pack(part) for entry in always.items() for part in entry)
+        # A map's first byte says how many entries follow: here e, n, h, l and, for a cut, c.
+        self._frames = bytes((_MAP | len(always) + 4,)) + fixed + b"\xa1e"
+        self._cut = bytes((_MAP | len(always) + 5,)) + fixed + b"\xa1e"
+
+    def encode(self, item: Batch | Cut, epoch: int, number: int) -> tuple[bytes, Buffer]:
+        """The two parts of a message. The frames are not copied."""
+        pack = self._pack
+        if isinstance(item, Cut):
+            cut = pack({"epoch": item.epoch, "phase": item.phase})
+            return self._cut + pack(epoch) + b"\xa1n" + pack(number) + b"\xa1h\0\xa1l\xc4\0\xa1c" + cut, b""
+        lengths = pack(_little_endian(item.lengths).tobytes())
+        header = self._frames + pack(epoch) + b"\xa1n" + pack(number) + b"\xa1h" + pack(item.vnet) + b"\xa1l" + lengths
+        return header, item.data
+
+
 def encode(message: Message) -> tuple[bytes, Buffer]:
     """The two parts of a message. The frames are not copied."""
-    item = message.item
-    header: dict[str, Any] = {
-        "v": VERSION,
-        "s": message.stream,
-        "b": message.boot,
-        "e": message.epoch,
-        "n": message.number,
-    }
-    frames: Buffer = b""
-    if isinstance(item, Cut):
-        header |= {"h": 0, "l": b"", "c": {"epoch": item.epoch, "phase": item.phase}}
-    else:
-        header |= {"h": item.vnet, "l": _little_endian(item.lengths).tobytes()}
-        frames = item.data
-    if message.guest is not None:
-        header["g"] = message.guest
-    packed: bytes = msgpack.packb(header)
-    return packed, frames
+    return Encoder(message.stream, message.boot, message.guest).encode(message.item, message.epoch, message.number)
 
 
 def decode(parts: Sequence[Buffer], stream: str | None = None, guest: str | None = None) -> Message:

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import zmq
+from zmq.backend import Socket
 
 from lockstep.batch import MAX_BATCH, Batch
 from lockstep.config import parse_endpoint
-from lockstep.link.envelope import MAX_PART, REASONS, EnvelopeError, Message, decode, encode
+from lockstep.link.envelope import MAX_PART, REASONS, Encoder, EnvelopeError, Message, decode
 from lockstep.link.sequence import Sequence, StaleMessage
 from lockstep.streams import Cut, Gap
 
@@ -34,6 +35,11 @@ MOST_PENDING = 16 << 20
 LARGE = 64 << 10
 #: How long a closing producer goes on delivering what it has, in milliseconds.
 LINGER = 500
+
+
+# libzmq's own calls: pyzmq's `send_multipart` and `recv_multipart` look at every part several times more.
+_send, _receive = Socket.send, Socket.recv
+_FIRST, _LAST = int(zmq.DONTWAIT | zmq.SNDMORE), int(zmq.DONTWAIT)
 
 
 class LinkError(Exception):
@@ -149,8 +155,7 @@ class Sender:
     ) -> None:
         self.stream = stream
         self.counters = {"messages": 0, "frames": 0, "bytes": 0, "cuts": 0, "full": 0, "dropped_frames": 0}
-        self._boot = boot
-        self._guest = guest
+        self._encode = Encoder(stream, boot, guest).encode
         self._number = 0
         self._pending: deque[_Pending] = deque()
         self._pending_bytes = 0
@@ -209,13 +214,14 @@ class Sender:
         return bool(self._pending)
 
     def _send(self, item: Batch | Cut, epoch: int, number: int) -> bool:
-        header, frames = encode(Message(self.stream, self._boot, epoch, number, item, self._guest))
+        header, frames = self._encode(item, epoch, number)
         large = len(frames) >= LARGE and isinstance(item, Batch) and item.stable
         if large and isinstance(frames, memoryview) and _is_whole(frames):
             frames = frames.obj  # type: ignore[assignment]  # passed on as it came
         try:
             # Copied before this returns, so that a reused buffer is safe; unless it is large and stays as it is.
-            self.socket.send_multipart((header, frames), zmq.DONTWAIT, copy=not large)
+            _send(self.socket, header, _FIRST)
+            _send(self.socket, frames, _LAST, not large)  # type: ignore[call-overload]
         except zmq.Again:
             return False
         self.counters["messages"] += 1
@@ -298,6 +304,8 @@ class Receiver:
         self.guest: str | None = None
         self.counters = {"messages": 0, "frames": 0, "bytes": 0, "cuts": 0, "gaps": 0, "lost_messages": 0}
         self.counters |= {f"rejected_{reason}": 0 for reason in (*REASONS, "stale")}
+        #: How many messages were dropped because they didn't fit, and why the last one.
+        self.rejected = 0
         self.last_rejection = ""
         self._guest = guest
         self._sequence = Sequence()
@@ -309,20 +317,18 @@ class Receiver:
     def receive(self) -> list[Batch | Cut | Gap] | None:
         """What the next message brings, a gap in front of it first; [] if it was rejected, None if none waits."""
         try:
-            parts = self.socket.recv_multipart(zmq.DONTWAIT, copy=False)
+            parts = [_receive(self.socket, _LAST, False)]
         except zmq.Again:
             return None
+        while parts[-1].more:  # a message comes whole: its other parts are there
+            parts.append(_receive(self.socket, _LAST, False))
         try:
             message = decode([_bytes_of(part) for part in parts], self.stream, self._guest)
             gap = self._sequence_of(message).follow(message.boot, message.number)
         except EnvelopeError as error:
-            self.counters[f"rejected_{error.reason}"] += 1
-            self.last_rejection = str(error)
-            return []
+            return self._reject(error.reason, str(error))
         except StaleMessage:
-            self.counters["rejected_stale"] += 1
-            self.last_rejection = "a message number came twice"
-            return []
+            return self._reject("stale", "a message number came twice")
         self.counters["messages"] += 1
         item = message.item
         if isinstance(item, Cut):
@@ -346,9 +352,11 @@ class Receiver:
         self.guest = message.guest
         return sequence
 
-    def rejected(self) -> int:
-        """How many messages were dropped because they didn't fit."""
-        return sum(count for name, count in self.counters.items() if name.startswith("rejected_"))
+    def _reject(self, reason: str, why: str) -> list[Batch | Cut | Gap]:
+        self.counters[f"rejected_{reason}"] += 1
+        self.rejected += 1
+        self.last_rejection = why
+        return []
 
     def close(self) -> None:
         """Close the socket and give its path back."""

@@ -279,7 +279,7 @@ class Process:
             items = receiver.receive()
             if items is None:
                 break
-            if receiver.rejected():
+            if receiver.rejected:
                 raise Violation(8, f"{stream}: a message of ours was refused: {receiver.last_rejection}")
             for item in items:
                 if stream == "to_guest" or (stream == "ingress" and len(self.services) > 1):

@@ -183,7 +183,7 @@ def test_an_unknown_key_gets_nothing_through_and_is_counted(
     push.close()
     friendly.send(Batch.of([b"hello"]), 0)
     assert guarded.next_frames() == [b"hello"]
-    assert guarded.receiver.rejected() == 0
+    assert guarded.receiver.rejected == 0
     assert guarded.receiver.counters["messages"] == 1
 
 

@@ -511,7 +511,7 @@ def test_a_garbage_peer_is_counted_by_reason_and_the_good_one_is_not_disturbed(
 
     def all_counted() -> bool:
         assert far.receive() in (None, [])
-        return far.rejected() == len(GARBAGE) + 2
+        return far.rejected == len(GARBAGE) + 2
 
     until(all_counted)
     assert rejections(far) == wanted
