@@ -21,13 +21,19 @@ from typing import Annotated, Any, Literal, cast, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+from lockstep.qemu.address import Address
 from lockstep.streams import STREAMS
 from lockstep.wiring import LOCAL, SERVICES
 
 Stream = Literal["ingress", "to_guest", "from_guest", "primary", "secondary", "released"]
 Service = Literal["mirror", "redirector", "rewriter", "comparer"]
-Frontend = Literal["tap", "packet", "pcap", "memory"]
+Frontend = Literal["tap", "packet", "qemu", "pcap", "memory"]
+#: Bytes of virtio-net header that go with each frame over a socket of QEMU's; 0: vnet_hdr is off there.
+VnetHeader = Literal[0, 10, 12]
 OnDivergence = Literal["hold", "unprotect", "checkpoint"]
+
+#: What an endpoint begins with whose other end is a filter of QEMU's.
+QEMU = "qemu+"
 
 ENV_PREFIX = "LOCKSTEP_"
 #: Variables of the project that are not settings of a node.
@@ -101,11 +107,17 @@ def _check_key(text: str) -> None:
 
 
 def is_loopback(endpoint: str) -> bool:
-    """Whether an endpoint can be reached from this machine alone."""
-    transport, address = parse_endpoint(endpoint)
-    if transport == "ipc":
-        return True
-    host = address.rpartition(":")[0].strip("[]")
+    """Whether an endpoint, ZeroMQ's or QEMU's, can be reached from this machine alone."""
+    if endpoint.startswith((QEMU, "unix://")):
+        socket = Address.parse(endpoint.removeprefix(QEMU))
+        if socket.path is not None:
+            return True
+        host = socket.host
+    else:
+        transport, address = parse_endpoint(endpoint)
+        if transport == "ipc":
+            return True
+        host = address.rpartition(":")[0].strip("[]")
     if host == "localhost":
         return True
     try:
@@ -117,17 +129,33 @@ def is_loopback(endpoint: str) -> bool:
 class Link(_Model):
     """One stream's way between two processes."""
 
-    endpoint: str = Field(description="tcp://HOST:PORT or ipc:///PATH; its consumer binds it, its producer connects")
+    endpoint: str = Field(
+        description="tcp://HOST:PORT or ipc:///PATH; its consumer binds it, its producer connects. "
+        "qemu+unix:///PATH or qemu+tcp://HOST:PORT: the socket chardev of one of QEMU's filters"
+    )
     hwm: Annotated[int, Field(ge=1, le=10_000)] = Field(32, description="messages (of up to 1 MiB) queued at each end")
     key: str | None = Field(
         None, description="public key of the node that binds it; default: the first of security.peers"
+    )
+    server: bool | None = Field(
+        None, description="qemu+…: this end listens; default: the consumer does, as on every link"
+    )
+    vnet_hdr: VnetHeader = Field(
+        0, description="qemu+…: bytes of virtio-net header, with vnet_hdr_support=on there; 0: off"
     )
 
     @field_validator("endpoint")
     @classmethod
     def _endpoint(cls, value: str) -> str:
-        parse_endpoint(value)
+        if value.startswith(QEMU):
+            Address.parse(value.removeprefix(QEMU))
+        else:
+            parse_endpoint(value)
         return value
+
+    def qemu(self) -> Address | None:
+        """Where the chardev of QEMU's is, if that is at the other end."""
+        return Address.parse(self.endpoint.removeprefix(QEMU)) if self.endpoint.startswith(QEMU) else None
 
     @field_validator("key")
     @classmethod
@@ -151,8 +179,20 @@ class Port(_Model):
     fanout: Annotated[int, Field(ge=1, le=65535)] | None = Field(
         None, description="packet: a number shared by all that read this interface; each flow comes to one of them"
     )
+    address: str | None = Field(None, description="qemu: unix:///PATH or tcp://HOST:PORT")
+    server: bool = Field(False, description="qemu: listen at `address`, instead of connecting to it")
+    vnet_hdr: VnetHeader = Field(
+        0, description="qemu: bytes of virtio-net header, where a filter has vnet_hdr_support=on; 0: off"
+    )
     read: Path | None = Field(None, description="pcap: file whose frames come in (pcap or pcapng)")
     write: Path | None = Field(None, description="pcap: file that takes the frames that go out (.pcap or .pcapng)")
+
+    @field_validator("address")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is not None:
+            Address.parse(value)
+        return value
 
     @field_validator("device")
     @classmethod
@@ -237,6 +277,11 @@ class Comparer(_Model):
     idle_timeout: Annotated[float, Field(ge=1)] = Field(
         86_400.0, description="seconds until a silent flow is forgotten"
     )
+    notify: str | None = Field(
+        None,
+        description="unix:///PATH or tcp://HOST:PORT: where checkpoints are spoken of as on colo-compare's notify_dev",
+    )
+    notify_server: bool = Field(False, description="listen at `notify`, instead of connecting to it")
     capture_dir: Path | None = Field(
         None, description="folder of its own for each divergence's report (.json) and packets (.pcapng); read at start"
     )
@@ -244,6 +289,13 @@ class Comparer(_Model):
         100, description="files kept there, two for each divergence; the oldest go first"
     )
     capture_bytes: Annotated[int, Field(ge=1 << 20)] = Field(64 << 20, description="bytes kept there")
+
+    @field_validator("notify")
+    @classmethod
+    def _notify(cls, value: str | None) -> str | None:
+        if value is not None:
+            Address.parse(value)
+        return value
 
 
 class Security(_Model):
@@ -622,6 +674,13 @@ def _joint_faults(node: Node, services: tuple[Service, ...]) -> list[Fault]:
     faults += _run_dir_faults(node)
     if faults and faults[-1].setting == "run_dir":
         return faults
+    for setting, address in _qemu_addresses(node, services):
+        if not is_loopback(address) and not node.security.insecure:
+            way_out = "Use a unix socket or a tunnel, or set security.insecure = true."
+            faults.append(
+                Fault(setting, address, "leaves this machine, and QEMU's sockets know no encryption", way_out)
+            )
+    faults += _notify_faults(node, services)
     for setting, endpoint in _endpoints(node, services):
         if not is_loopback(endpoint) and not node.security.insecure and not node.security.secret_key:
             way_out = "Set security.secret_key and security.peers (`lockstep keygen`), or security.insecure = true."
@@ -664,7 +723,7 @@ def _endpoints(node: Node, services: tuple[Service, ...]) -> Iterator[tuple[str,
             if stream == "released" and service == "comparer" and node.guests:
                 for guest in node.guests:
                     yield f"guests.{guest.name}.released", guest.released.endpoint
-            elif stream in node.links or stream in LOCAL:
+            elif (stream in node.links or stream in LOCAL) and not node.link(stream).qemu():
                 yield f"links.{stream}", node.link(stream).endpoint
         yield f"control.{service}", node.control_endpoint(service)
         yield f"publish.{service}", node.events_endpoint(service)
@@ -673,12 +732,46 @@ def _endpoints(node: Node, services: tuple[Service, ...]) -> Iterator[tuple[str,
                 yield "events", endpoint
 
 
+def _qemu_addresses(node: Node, services: tuple[Service, ...]) -> Iterator[tuple[str, str]]:
+    """Sockets of QEMU's that these services use, as `unix://` or `tcp://`."""
+    for service in services:
+        wiring = SERVICES[service]
+        for stream in wiring.takes + wiring.gives:
+            qemu = node.link(stream).qemu()
+            if qemu is not None:
+                yield f"links.{stream}", qemu.text
+        for name in wiring.ports:
+            address = node.port(service, name).address
+            if node.frontend(service, name) == "qemu" and address:
+                yield f"{service}.{name}.address", address
+        if service == "comparer" and node.comparer.notify:
+            yield "comparer.notify", node.comparer.notify
+
+
+def _notify_faults(node: Node, services: tuple[Service, ...]) -> Iterator[Fault]:
+    """Where checkpoints are told beside the streams, frames must carry no epochs of their own."""
+    if "comparer" not in services:
+        return
+    qemu = [stream for stream in ("primary", "secondary") if node.link(stream).qemu()]
+    if node.comparer.notify and len(qemu) < 2:
+        why = "the other end is no filter of QEMU's, and `comparer.notify` is set"
+        stream = "secondary" if "primary" in qemu else "primary"
+        way_out = "Make it qemu+unix:///… or qemu+tcp://…, or leave out `notify`: links of our own carry the cuts."
+        yield Fault(f"links.{stream}", node.link(stream).endpoint, why, way_out)
+    if node.guests and (qemu or node.comparer.notify):
+        way_out = "Run a comparer of its own for it."
+        yield Fault("guests", "", "QEMU's sockets name no guest, so one of many can't be compared over them", way_out)
+
+
 def _port_faults(node: Node, service: str, name: str) -> list[Fault]:
     port, frontend = node.port(service, name), node.frontend(service, name)
     setting = f"{service}.{name}"
     if frontend in ("tap", "packet") and not port.device:
         why = f"missing, and capture is `{frontend}`"
         return [Fault(f"{setting}.device", "", why, 'Name the interface, as in "vnet0".')]
+    if frontend == "qemu" and not port.address:
+        way_out = 'Say where the socket is, as in "unix:///run/vm1/net.sock".'
+        return [Fault(f"{setting}.address", "", "missing, and capture is `qemu`", way_out)]
     if frontend == "pcap" and not (port.read or port.write):
         way_out = "Set `read`, `write` or both."
         return [Fault(f"{setting}.read", "", "missing, and so is `write`, and capture is `pcap`", way_out)]

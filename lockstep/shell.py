@@ -27,17 +27,22 @@ from lockstep.capture.base import Port
 from lockstep.config import Node, Service
 from lockstep.control import ControlRefused, Listener, Server
 from lockstep.link import curve as keys
+from lockstep.link.qemu import QemuReceiver, QemuSender
 from lockstep.link.zmq import Curve, Receiver, Sender
 from lockstep.log import RateLimit
 from lockstep.poller import Act, Poller
 from lockstep.pressure import Pressure
+from lockstep.qemu.address import Address
+from lockstep.qemu.notify import Notify
 from lockstep.report import FRAMES
 from lockstep.report.recorder import Recorder
 from lockstep.streams import (
     EVENTS,
     GUEST,
+    PRIMARY,
     CommandError,
     Core,
+    Cut,
     Event,
     Item,
     Output,
@@ -101,15 +106,16 @@ class Shell:
         self._gives = {service: self._given(service) for service in cores}
         self._producers: dict[str, Service] = {stream: service for service in cores for stream in self._gives[service]}
         self._ports: dict[tuple[Service, str], Port] = {}
-        self._senders: dict[str, Sender] = {}
+        self._senders: dict[str, Sender | QemuSender] = {}
         #: Streams whose sender waits for its socket to take messages again.
         self._blocked: set[str] = set()
-        self._receivers: dict[str, Receiver] = {}
+        self._receivers: dict[str, Receiver | QemuReceiver] = {}
         #: Streams that were not read to their end in the last turn, and since when.
         self._unread: dict[str, float] = {}
         self._servers: dict[Service, Server] = {}
         self._allowed: keys.AllowList | None = None
         self._recorder: Recorder | None = None
+        self._notify: Notify | None = None
         try:
             self._open(ports or {})
         except BaseException:
@@ -138,12 +144,8 @@ class Shell:
                 self._poller.watch(port.fileno(), self._port_act(service, name, port))
         for stream, service in self._consumers.items():
             if stream not in self._producers:
-                link = node.link(stream)
                 names = [guest.name for guest in node.guests] if service == "comparer" else []
-                receiver = Receiver(
-                    context, stream, link.endpoint, hwm=link.hwm, guest=None if names else node.guest.name,
-                    guests=names, curve=curve,
-                )  # fmt: skip
+                receiver = self._receiver(context, service, stream, names, curve)
                 self._stack.callback(receiver.close)
                 self._receivers[stream] = receiver
                 self._sources[service, stream] = receiver.socket
@@ -152,11 +154,7 @@ class Shell:
                 )
         for label in self._producers:
             if label not in self._consumers:
-                plain, guest = stream_and_guest(label)
-                whose = guest or node.guest.name
-                link = (node.of_guest(guest) if guest else node).link(plain)
-                there = self._towards(curve, link.key)
-                sender = Sender(context, plain, link.endpoint, self._boot, hwm=link.hwm, guest=whose, curve=there)
+                sender = self._sender(context, label, curve)
                 self._stack.callback(sender.close)
                 self._senders[label] = sender
         for service in self._cores:
@@ -174,6 +172,39 @@ class Shell:
                 self._stack.callback(listener.close)
                 for socket in listener.sockets:
                     self._poller.watch(socket, self._event_act(service, listener, socket))
+        if "comparer" in self._cores and node.comparer.notify is not None:
+            self._notify = Notify(Address.parse(node.comparer.notify), node.comparer.notify_server)
+            self._stack.callback(self._notify.close)
+            self._poller.watch(self._notify.fileno(), self._notify_act(self._notify))
+
+    def _receiver(
+        self, context: zmq.Context[zmq.Socket[bytes]], service: Service, stream: str, guests: list[str],
+        curve: Curve | None,
+    ) -> Receiver | QemuReceiver:  # fmt: skip
+        """The consuming end of a link."""
+        link = self._node.link(stream)
+        qemu = link.qemu()
+        if qemu is not None:
+            core = self._cores[service]
+            return QemuReceiver(stream, qemu, link.server is not False, link.vnet_hdr, lambda: core.epoch)
+        return Receiver(
+            context, stream, link.endpoint, hwm=link.hwm, guest=None if guests else self._node.guest.name,
+            guests=guests, curve=curve,
+        )  # fmt: skip
+
+    def _sender(self, context: zmq.Context[zmq.Socket[bytes]], label: str, curve: Curve | None) -> Sender | QemuSender:
+        """The producing end of a link."""
+        stream, guest = stream_and_guest(label)
+        link = (self._node.of_guest(guest) if guest else self._node).link(stream)
+        qemu = link.qemu()
+        if qemu is not None:
+            made = QemuSender(stream, qemu, link.server is True, link.vnet_hdr)
+            self._poller.watch(made.socket, self._care_act(made))
+            return made
+        return Sender(
+            context, stream, link.endpoint, self._boot, hwm=link.hwm, guest=guest or self._node.guest.name,
+            curve=self._towards(curve, link.key),
+        )  # fmt: skip
 
     def _given(self, service: Service) -> tuple[str, ...]:
         """The streams that a service gives, by the names under which its core gives them."""
@@ -234,7 +265,7 @@ class Shell:
 
         return act
 
-    def _link_act(self, service: Service, receiver: Receiver, labels: Mapping[str | None, str]) -> Act:
+    def _link_act(self, service: Service, receiver: Receiver | QemuReceiver, labels: Mapping[str | None, str]) -> Act:
         """labels: on a link of many guests, each guest's name for the stream."""
 
         most = MOST_FRAMES if GUEST in SERVICES[service].ports else sys.maxsize
@@ -266,6 +297,23 @@ class Shell:
                     total=receiver.rejected, suppressed=suppressed,
                 )  # fmt: skip
             return more
+
+        return act
+
+    def _care_act(self, sender: QemuSender) -> Act:
+        def act(now: float) -> None:
+            sender.flush()
+
+        return act
+
+    def _notify_act(self, notify: Notify) -> Act:
+        """A checkpoint that the peer has made: the guest stands still, so everything before it has come."""
+
+        def act(now: float) -> None:
+            for _ in range(notify.checkpoints()):
+                epoch = self._cores["comparer"].epoch + 1
+                self._push("comparer", PRIMARY, Cut(epoch, "prepare"), now)
+                self._push("comparer", PRIMARY, Cut(epoch, "commit"), now)
 
         return act
 
@@ -340,7 +388,7 @@ class Shell:
                 sender = self._senders[where]
                 if not sender.send(item, self._cores[service].epoch):
                     self._carry_out(service, self._cores[service].undelivered(where, item, now), now)
-                if sender.blocked and where not in self._blocked:
+                if isinstance(sender, Sender) and sender.blocked and where not in self._blocked:
                     self._blocked.add(where)
                     self._poller.watch(sender.socket, self._flush_act(where, sender))
                     self._pressure.moved(where, now)
@@ -360,6 +408,8 @@ class Shell:
                 self._inner.append((other, EVENTS, event))
         if self._recorder is not None and event.name == "divergence":
             self._recorder.take(event.fields, now)
+        if self._notify is not None and event.name == "checkpoint_requested":
+            self._notify.ask()
         if self._events_allowed.allows(now):
             told = {name: value for name, value in event.fields.items() if name not in FRAMES}
             shown = {name: value.hex() if isinstance(value, bytes) else value for name, value in told.items()}
@@ -419,6 +469,7 @@ class Shell:
             "refused_peers": self._allowed.refused if self._allowed else 0,
             **core.status(),
             **({"reports": self._recorder.counters} if self._recorder and service == "comparer" else {}),
+            **({"notify": self._notify.counters} if self._notify and service == "comparer" else {}),
         }
 
     # --- the loop

@@ -24,6 +24,13 @@ def open_port(node: Node, service: str, name: str) -> Port:
         from lockstep.capture.packet import PacketPort
 
         return PacketPort(label, settings.device, settings.netns, settings.mtu, settings.fanout)
+    if frontend == "qemu":
+        from lockstep.capture.qemu import QemuPort
+        from lockstep.qemu.address import Address
+
+        if settings.address is None:
+            raise PortError(f"{label}.address is missing, and capture is `qemu`; say where the socket is")
+        return QemuPort(label, Address.parse(settings.address), settings.server, settings.vnet_hdr)
     if frontend == "pcap":
         from lockstep.capture.pcap import PcapPort
 

@@ -91,6 +91,7 @@ class Stage:
 
     comparer: settings of `[comparer]`, on top of `on_divergence = "unprotect"`.
     settings: more settings of both nodes, table by table: `{"rewriter": {"max_flows": 16}}`.
+    services: those of ours that run; the others' place is taken by somebody else.
     fuse: services that share a process, as in the setting of that name: NODE_BY_NODE, ALL_IN_ONE.
     capture: the frontend of every port, one of `devices.PORTS`.
     keep_logs: directory that takes the logs and the configuration at the end.
@@ -106,11 +107,13 @@ class Stage:
         *,
         comparer: Mapping[str, Value] | None = None,
         settings: Mapping[str, Mapping[str, Value]] | None = None,
+        services: Sequence[str] = tuple(NODES),
         fuse: Groups = (),
         capture: str = "tap",
         keep_logs: Path | None = None,
         log_level: str = "info",
     ) -> None:
+        self._running = tuple(services)
         self._capture = capture
         self._settings: dict[str, dict[str, Value]] = {
             "comparer": {"on_divergence": "unprotect", **(comparer or {})},
@@ -138,9 +141,9 @@ class Stage:
             self.missing = devices.build(self.network_ns, self.client_ns, (self.srv_ns, self.srv2_ns), self._capture)
             self._write_configuration()
             undo.callback(self._end_programs)
-            for group in dict.fromkeys(self._process.values()):
+            for group in dict.fromkeys(self._process[name] for name in self._running):
                 self._start(group)
-            self._wait_until_ready(tuple(NODES))
+            self._wait_until_ready(self._running)
             undo.callback(self._save_status)
             self._greet()
             self._undo = undo.pop_all()
@@ -295,7 +298,7 @@ class Stage:
         """Beside the logs: what each service has counted."""
         if self._keep_logs is None:
             return
-        for name in (name for name in NODES if self.services[name].alive()):
+        for name in (name for name in self._running if self.services[name].alive()):
             try:
                 text = json.dumps(self.status(name), indent=2, default=repr)
             except control.ControlError as error:

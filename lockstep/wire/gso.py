@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import struct
 
+from lockstep.batch import Batch, Buffer
 from lockstep.wire import checksum, ipv4, ipv6, tcp, udp, vnet
 from lockstep.wire import frame as kinds
-from lockstep.wire.frame import Frame
+from lockstep.wire.frame import Frame, dissect
 from lockstep.wire.seqnum import add
 
 #: More segments than this are refused: a frame of 64 KiB would become many megabytes.
@@ -73,6 +74,28 @@ def segments(f: Frame, data: bytes, size: int) -> list[bytes]:
     if f.kind == kinds.UDP and kind == vnet.GSO_UDP_L4:
         return [_datagram(f, headers, payload, n) for n, payload in enumerate(payloads)]
     return []
+
+
+def plain(batch: Batch) -> tuple[Batch, int]:
+    """The frames as they are on a wire: no virtio-net header, checksums complete, super-frames cut.
+
+    With it, how many super-frames were of a kind that can't be cut, and are missing.
+    """
+    data, size = batch.data, batch.vnet
+    if not size or all(data[start + 1] == vnet.GSO_NONE for start, _ in batch.spans()):
+        return vnet.convert(batch, 0), 0
+    f, lost = Frame(), 0
+    frames: list[Buffer] = []
+    for start, end in batch.spans():
+        if data[start + 1] == vnet.GSO_NONE:
+            frames.append(vnet.finished(data, start, end, size))
+            continue
+        whole = bytes(data[start:end])
+        dissect(f, whole, size, len(whole))
+        parts = segments(f, whole, size)
+        lost += not parts
+        frames += [vnet.finished(part, 0, len(part), size) for part in parts]
+    return Batch.of(frames), lost
 
 
 def _datagram(f: Frame, headers: bytes, payload: bytes, packets: int) -> bytes:

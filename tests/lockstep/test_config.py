@@ -196,7 +196,7 @@ def test_an_unknown_service_lists_the_services(faults: Faults, table: str) -> No
     ("text", "setting", "value", "way_out"),
     [
         ("node = 3", "node", "3", "Write it in quotes."),
-        ('capture = "tup"', "capture", '"tup"', "Choose 'tap', 'packet', 'pcap' or 'memory'."),
+        ('capture = "tup"', "capture", '"tup"', "Choose 'tap', 'packet', 'qemu', 'pcap' or 'memory'."),
         ('services = "mirror"', "services", '"mirror"', 'Write a list, as in ["a", "b"].'),
         ('services = ["miror"]', "services.0", '"miror"', "Choose 'mirror', 'redirector', 'rewriter' or 'comparer'."),
         ("mirror = 3", "mirror", "3", "Write a table."),
@@ -687,3 +687,57 @@ def test_a_comparer_of_many_guests_has_a_process_of_its_own(faults: Faults) -> N
     text = guests('name = "a"\nreleased = "ipc:///r/a"').replace('["comparer"]', '["comparer", "mirror"]')
     (fault,) = faults('fuse = ["comparer", "mirror"]\n' + text)
     assert fault.setting == "fuse"
+
+
+# QEMU's sockets.
+
+
+def faults_of(text: str, tmp_path: Path, services: tuple[Any, ...]) -> list[str]:
+    file = tmp_path / "node.toml"
+    file.write_text(text)
+    try:
+        config.load(file, environ={}, services=services)
+    except ConfigError as error:
+        return [str(fault) for fault in error.faults]
+    return []
+
+
+def test_a_qemu_port_needs_its_address(tmp_path: Path) -> None:
+    (fault,) = faults_of('capture = "qemu"', tmp_path, ("rewriter",))
+    assert fault.startswith("rewriter.guest.address: missing, and capture is `qemu`. Say where")
+    text = 'capture = "qemu"\n[rewriter.guest]\naddress = "unix:///run/net"\nvnet_hdr = 12'
+    assert faults_of(text, tmp_path, ("rewriter",)) == []
+
+
+@pytest.mark.parametrize("value", ["/run/net", "unix://net", "tcp://host", "qemu+unix:///net"])
+def test_a_wrong_address_of_a_qemu_is_a_fault(tmp_path: Path, value: str) -> None:
+    (fault, *_) = faults_of(f'capture = "qemu"\n[rewriter.guest]\naddress = "{value}"', tmp_path, ("rewriter",))
+    assert "a " in fault
+    assert "socket" in fault
+    (fault, *_) = faults_of(f'links.primary = "qemu+{value}"', tmp_path, ("comparer",))
+    assert fault.startswith("links.primary")
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        ('links.secondary = "qemu+tcp://192.0.2.1:9000"', "links.secondary"),
+        ('[mirror.guest]\ncapture = "qemu"\naddress = "tcp://192.0.2.1:9000"', "mirror.guest.address"),
+    ],
+)
+def test_a_qemu_on_another_machine_is_a_deliberate_choice(tmp_path: Path, text: str, setting: str) -> None:
+    """A key does not help: QEMU's sockets know no encryption."""
+    service = "comparer" if setting.startswith("links") else "mirror"
+    network = '[mirror.network]\ndevice = "x"\n'
+    key = f'[security]\nsecret_key = "{tmp_path}/key"\npeers = ["{"a" * 40}"]\n'
+    for more, expected in (("", 1), (key, 1), ("[security]\ninsecure = true\n", 0)):
+        found = faults_of(f"{text}\n{network}{more}", tmp_path, (service,))
+        assert len(found) == expected, found
+        assert all(fault.startswith(f"{setting} = tcp://192.0.2.1:9000: leaves this machine") for fault in found)
+
+
+def test_notify_needs_streams_that_carry_no_epochs(tmp_path: Path) -> None:
+    text = '[comparer]\nnotify = "unix:///run/notify"\n[links]\nprimary = "qemu+unix:///run/p"\n'
+    (fault,) = faults_of(text, tmp_path, ("comparer",))
+    assert fault.startswith("links.secondary = ipc:///run/lockstep/secondary: the other end is no filter of QEMU's")
+    assert faults_of(f'{text}secondary = "qemu+unix:///run/s"\n', tmp_path, ("comparer",)) == []

@@ -1,0 +1,1 @@
+"""QEMU's sockets: what `-netdev stream`, `-netdev socket` and the socket chardevs of QEMU's filters speak."""
