@@ -9,6 +9,8 @@ the order of its frames, against a secondary that says one thing at one place; h
 first, both may contradict themselves, and both must be used up. So what it asks of a head of a queue is
 asked here of a flow as a whole: nothing that one file says may be left without the other's.
 
+`docs/compare.md` says why the core itself can't do it; tests hold the two against each other.
+
 A flow costs memory for what one file alone has said, and for a window behind that. A flow that differs is
 told once and then forgotten, but for its key.
 """
@@ -33,6 +35,7 @@ from lockstep.wire.frame import Frame, dissect
 from services.comparer.datagram import content
 
 _SEGMENT = struct.Struct(">4xIIBB")  # ports, seq, ack, data offset, flags
+_URGENT = struct.Struct(">H")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +175,9 @@ class Comparison:
             at = f.l4
             seq, ack, _, flags = _SEGMENT.unpack_from(data, at)
             options = _options(data, at, payload) if flags & tcp.SYN else b""
-            self._take(side, flow_key(f, data), Segment(number, seq, ack, flags, size, known, options, parts))
+            urgent = _URGENT.unpack_from(data, at + tcp.URGENT_POINTER)[0] if flags & tcp.URG else None
+            segment = Segment(number, seq, ack, flags, size, known, options, parts, urgent)
+            self._take(side, flow_key(f, data), segment)
             return
         head = essence = b""
         if f.kind in (frame.ICMP, frame.ICMPV6):

@@ -13,7 +13,7 @@ class Segment:
 
     frame: its number in its file, from 1. options: what a SYN must agree in (`tcp.options_signature`).
     data: the payload that was captured, the beginning of `size` bytes. parts: of a segment that came in
-    fragments, the frames its payload came in, as `(offset, frame)`.
+    fragments, the frames its payload came in, as `(offset, frame)`. urgent: its urgent pointer, None without URG.
     """
 
     frame: int
@@ -24,6 +24,7 @@ class Segment:
     data: bytes
     options: bytes = b""
     parts: tuple[tuple[int, int], ...] = ()
+    urgent: int | None = None
 
     @property
     def syn(self) -> bool:

@@ -158,6 +158,8 @@ class Stream:
                 self._ledger.say(side, add(number, len(data)), None, size - len(data), segment.frame)
         if flags & tcp.FIN:
             self._marks.say(side, (tcp.FIN, add(number, size), b""), segment.frame)
+        if segment.urgent is not None and not flags & (tcp.SYN | tcp.RST):
+            self._marks.say(side, (tcp.URG, add(number, segment.urgent), b""), segment.frame)
         if flags & tcp.RST:
             self._marks.say(side, (tcp.RST, number, b""), segment.frame)
         elif not flags & (tcp.SYN | tcp.FIN | tcp.ACK) and not size:

@@ -44,6 +44,8 @@ def ease(flow: TcpFlow, head: Held, f: Frame) -> tuple[bytes, bytes] | None:
     """What of the head may leave, and what of it stays (b"" for nothing); None if nothing may leave."""
     if not can_be_eased(head):
         return None
+    if not flow.urgent_matches(head.data, head.l4):
+        return None
     leaving, staying = head.data, b""
     size = head.payload_end - head.payload
     proven = flow.proven(head.data, head.l4, head.payload, head.payload_end)

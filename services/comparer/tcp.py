@@ -143,7 +143,7 @@ class TcpFlow(Flow):
                     if self._is_probe(place, end - payload):
                         return WAIT
                     return DIFFERS if found == DIFFERENT or self._past_fin(place + end - payload) else WAIT
-            if flags & tcp.URG and self._urgent_place(buf, l4, seq) not in self.urgent:
+            if flags & tcp.URG and not self.urgent_matches(buf, l4):
                 return WAIT
             if flags & tcp.FIN:
                 place += end - payload
@@ -212,6 +212,11 @@ class TcpFlow(Flow):
         seq, _, _, flags = _SEGMENT.unpack_from(buf, l4)
         plain = not flags & (tcp.SYN | tcp.FIN | tcp.RST)
         return plain and self.anchored and self._is_probe(self._place(seq), end - payload)
+
+    def urgent_matches(self, buf: Buffer, l4: int) -> bool:
+        """Whether a segment is not urgent, or its urgent pointer stands where one of the secondary's does."""
+        seq, _, _, flags = _SEGMENT.unpack_from(buf, l4)
+        return not flags & tcp.URG or self._urgent_place(buf, l4, seq) in self.urgent
 
     def _urgent_place(self, buf: Buffer, l4: int, seq: int) -> int:
         return self._place(seq) + (buf[l4 + tcp.URGENT_POINTER] << 8 | buf[l4 + tcp.URGENT_POINTER + 1])

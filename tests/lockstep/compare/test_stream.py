@@ -12,7 +12,7 @@ from lockstep.compare.ledger import PRIMARY, SECONDARY
 from lockstep.compare.segment import Segment
 from lockstep.compare.stream import Stream
 
-FIN, SYN_FLAG, RST, ACK = 1, 2, 4, 16
+FIN, SYN_FLAG, RST, ACK, URG = 1, 2, 4, 16, 32
 MASK = 0xFFFFFFFF
 
 
@@ -162,6 +162,16 @@ class TestWhatIsTold:
         script.say(PRIMARY, 0, flags=SYN_FLAG, options=b"mss 1460")
         script.say(SECONDARY, 50, flags=SYN_FLAG, options=b"mss 1400")
         assert script.stream.conclude() == Finding(SYN, 0, 1, 1)
+
+    def test_another_urgent_byte(self) -> None:
+        """The urgent pointer counts from its segment's number, so cutting moves it; it names one place all the same."""
+        script = self.both()
+        script.stream.take(PRIMARY, Segment(9, 6, 9, ACK | URG, 6, b"urgent", urgent=5))
+        script.stream.take(SECONDARY, Segment(9, 56, 9, ACK, 3, b"urg"))
+        script.stream.take(SECONDARY, Segment(10, 59, 9, ACK | URG, 3, b"ent", urgent=2))
+        assert script.stream.conclude() is None
+        script.stream.take(SECONDARY, Segment(11, 59, 9, ACK | URG, 3, b"ent", urgent=3))
+        assert script.stream.conclude() == Finding(UNMATCHED, 11, 0, 11)
 
     def test_a_byte_in_the_syn(self) -> None:
         """TCP Fast Open: the first payload byte is 0."""

@@ -830,6 +830,17 @@ def test_a_stuck_segment_with_urgent_data_is_not_cut(sides: Sides) -> None:
     assert sides.wait(0.03) == []
 
 
+def test_a_stuck_segment_whose_urgent_byte_is_another_stays(sides: Sides) -> None:
+    """Its payload is proven, its urgent pointer is not; what the secondary says again proves it."""
+    whole = bytearray(data(0, b"abc"))
+    whole[14 + 20 + 13] |= URG
+    whole[14 + 20 + 18 : 14 + 20 + 20] = (2).to_bytes(2, "big")
+    sides.secondary(data(0, b"abc"))
+    assert sides.primary(bytes(whole)) == []
+    assert sides.wait(0.03) == []
+    assert sides.secondary(bytes(whole)) == [bytes(whole)]
+
+
 def test_proven_data_with_an_ack_ahead_leaves_with_the_ack_lowered(sides: Sides) -> None:
     sides.primary(data(0, b"abc", ack=CLIENT_ISN + 1001))
     sides.secondary(data(0, b"abc"))
