@@ -114,6 +114,7 @@ class QemuReceiver:
         self.counters |= peer.counters
         return items or ([] if got else None)
 
+    @property
     def rejected(self) -> int:
         """How many connections were dropped because their bytes were no frames."""
         return self.counters["rejected_framing"]

@@ -243,7 +243,7 @@ def test_garbage_is_rejected_with_its_reason_and_the_next_connection_is_a_gap(ru
         assert isinstance(producer.end, QemuSender)
         assert isinstance(consumer.end, QemuReceiver)
         producer.end._peer.send(b"\xff\xff\xff\xffgarbage")
-        until(lambda: consumer.end.rejected(), consumer)
+        until(lambda: consumer.end.rejected, consumer)
         assert "a frame of 4294967295 bytes" in consumer.end.last_rejection
         until(lambda: producer.end.counters["connections"] == 2, producer, consumer)
         producer.end.send(Batch.of([b"good" * 20]), 0)
