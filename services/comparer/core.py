@@ -120,6 +120,8 @@ class Core:
         self._ties = 0
         #: A prepared cut: (its epoch, number of the first frame behind it).
         self._prepared: tuple[int, int] | None = None
+        #: When the end of a gap was seen; of several within `compare_timeout`, the first.
+        self._lost_at = -math.inf
         self._epoch_known = False
         self._early: deque[Batch] = deque()
         self._early_bytes = 0
@@ -173,7 +175,7 @@ class Core:
             flow.timed = math.inf
             if not flow.held or flow.state != PROTECTED:
                 continue
-            if flow.held[0].arrived + self._config.compare_timeout <= heard:
+            if self._due_at(flow.held[0]) <= heard:
                 self._overdue(flow)
                 if flow.held and flow.state == PROTECTED:
                     self._watch(flow, now)
@@ -469,10 +471,15 @@ class Core:
                 held.data = without_multipath(held.data, held.vnet, held.l4, held.payload)
                 self.counters["stripped_mptcp"] += 1
 
+    def _due_at(self, head: Held) -> float:
+        """When a head is overdue. Once it gets as long anew: from the end of a gap on, what was lost may come again."""
+        timeout = self._config.compare_timeout
+        return max(head.arrived, min(self._lost_at, head.arrived + timeout)) + timeout
+
     def _watch(self, flow: Flow, now: float, *, looked: bool = False) -> None:
         """Look at this flow again when its head is stuck, and when it is due. `looked`: not at once."""
         head = flow.held[0]
-        when = head.arrived + self._config.compare_timeout
+        when = self._due_at(head)
         if looked and when <= now:
             when = now + STALL
         if can_be_eased(head):
@@ -693,6 +700,8 @@ class Core:
         """Lost messages put flows in doubt: a checkpoint where there are any, else the time-out tells."""
         self.counters[f"gaps_{stream}"] += 1
         self._events.append(Event("gap", {"stream": stream, "reason": gap.reason, "lost": gap.lost}))
+        if now >= self._lost_at + self._config.compare_timeout:
+            self._lost_at = now
         if self._config.on_divergence == "checkpoint" and (self._table.flows or self._lane.count):
             self._ask_for_checkpoint("gap")
 

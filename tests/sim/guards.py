@@ -121,6 +121,6 @@ GUARDS = (
     # 10: invariance, and the arithmetic under all of it
     Guard("sequence numbers do not wrap", "lockstep/wire/seqnum.py", "    return ((a - b + 0x80000000) & MASK) - 0x80000000", "    return a - b"),
     Guard("bytes of the last connection stay", _TCP, "        self.said.clear()\n        self.fin = self.reset_at = None", "        self.fin = self.reset_at = None"),
-    Guard("nobody waits too long", _CORE, "            if flow.held[0].arrived + self._config.compare_timeout <= heard:", "            if False:"),
+    Guard("nobody waits too long", _CORE, "            if self._due_at(flow.held[0]) <= heard:", "            if False:"),
     Guard("a stuck head is never eased", _CORE, "if isinstance(flow, TcpFlow) and flow.held[0].arrived + STALL <= now:", "if False:"),
 )  # fmt: skip

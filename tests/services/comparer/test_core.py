@@ -1131,6 +1131,24 @@ def test_a_gap_releases_nothing(sides: Sides) -> None:
     assert sides.named("gap") == [{"stream": "secondary", "reason": "lost", "lost": 3}]
 
 
+@pytest.mark.parametrize("gaps", [[0.5], [0.9], [0.5, 0.9, 1.3]])
+def test_a_gap_gives_heads_as_long_anew_once(gaps: list[float]) -> None:
+    """What was lost in it comes again at the sender's own time-out, which grows with the outage."""
+    sides = Sides(compare_timeout=1)
+    sides.handshake()
+    sides.primary(data(0, b"a"))
+    for at in gaps:
+        sides.now = 100 + at
+        sides.left(sides.core.push("secondary", Gap("restarted"), sides.now))
+    first = gaps[0]
+    sides.now = 100 + first + 0.98
+    sides.wait(0)
+    assert not sides.named("divergence")
+    for _ in range(3):
+        sides.wait(0.02)
+    assert len(sides.named("divergence")) == 1
+
+
 def test_a_gap_asks_for_a_checkpoint_where_there_are_any() -> None:
     sides = Sides(on_divergence="checkpoint")
     sides.primary(udp(b"a"))
