@@ -133,7 +133,7 @@ class Link(_Model):
         description="tcp://HOST:PORT or ipc:///PATH; its consumer binds it, its producer connects. "
         "qemu+unix:///PATH or qemu+tcp://HOST:PORT: the socket chardev of one of QEMU's filters"
     )
-    hwm: Annotated[int, Field(ge=1, le=10_000)] = Field(32, description="messages (of up to 1 MiB) queued at each end")
+    hwm: Annotated[int, Field(ge=1, le=10_000)] = Field(8, description="messages (of up to 1 MiB) queued at each end")
     key: str | None = Field(
         None, description="public key of the node that binds it; default: the first of security.peers"
     )

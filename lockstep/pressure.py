@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 #: Seconds without any progress after which a full link keeps nobody waiting any more.
-STALLED = 0.5
+STALLED = 1.0
 
 Source = TypeVar("Source")
 

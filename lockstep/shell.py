@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -51,11 +50,11 @@ from lockstep.streams import (
 )
 from lockstep.wiring import SERVICES
 
-#: Messages taken from one link before the others get their turn.
-MOST_MESSAGES = 64
+#: Messages, and frames, taken from one link before the others get their turn.
+MOST_MESSAGES, MOST_FRAMES = 64, 2048
 #: A guest answers what it is given, and its answers wait in a queue of a thousand frames. So that none is lost
 #: it is given about this many frames in one turn, and its port is read that often as long as each time brings many.
-MOST_FRAMES, MOST_READS, MANY_FRAMES = 256, 4, 128
+MOST_GIVEN, MOST_READS, MANY_FRAMES = 256, 4, 128
 #: Requests and events taken before the frames get their turn.
 MOST_REQUESTS = 8
 #: Seconds for which a time-out is put off, at most, while there is unread what may make it needless.
@@ -268,7 +267,7 @@ class Shell:
     def _link_act(self, service: Service, receiver: Receiver | QemuReceiver, labels: Mapping[str | None, str]) -> Act:
         """labels: on a link of many guests, each guest's name for the stream."""
 
-        most = MOST_FRAMES if GUEST in SERVICES[service].ports else sys.maxsize
+        most = MOST_GIVEN if GUEST in SERVICES[service].ports else MOST_FRAMES
 
         def act(now: float) -> bool:
             taken = frames = 0

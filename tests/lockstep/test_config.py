@@ -80,7 +80,7 @@ def test_what_stands_in_the_file_is_taken(load: Load) -> None:
         on_divergence = "unprotect"
         [links]
         primary = "tcp://127.0.0.1:7001"
-        released = { endpoint = "ipc:///run/here/released", hwm = 8 }
+        released = { endpoint = "ipc:///run/here/released", hwm = 9 }
         [guest]
         name = "web-1"
         mac = "52:54:00:AB:cd:ef"
@@ -90,8 +90,8 @@ def test_what_stands_in_the_file_is_taken(load: Load) -> None:
     assert (node.mirror.network.device, node.mirror.network.mtu) == ("tap0", 9000)
     assert (node.mirror.guest.device, node.mirror.guest.netns) == ("eth0", "web")
     assert (node.comparer.compare_timeout, node.comparer.on_divergence) == (0.005, "unprotect")
-    assert (node.links["primary"].endpoint, node.links["primary"].hwm) == ("tcp://127.0.0.1:7001", 32)
-    assert (node.links["released"].endpoint, node.links["released"].hwm) == ("ipc:///run/here/released", 8)
+    assert (node.links["primary"].endpoint, node.links["primary"].hwm) == ("tcp://127.0.0.1:7001", 8)
+    assert (node.links["released"].endpoint, node.links["released"].hwm) == ("ipc:///run/here/released", 9)
     assert node.guest.addresses == ("10.0.0.1", "fe80::1")
 
 
@@ -103,7 +103,7 @@ def test_a_node_cannot_be_changed(load: Load) -> None:
 def test_links_that_are_not_configured_are_sockets_in_run_dir(load: Load) -> None:
     node = load('run_dir = "/run/here"')
     assert node.link("primary").endpoint == "ipc:///run/here/primary"
-    assert node.link("primary").hwm == 32
+    assert node.link("primary").hwm == 8
 
 
 def test_control_and_event_sockets_lie_in_run_dir_unless_they_are_configured(load: Load) -> None:
