@@ -39,14 +39,14 @@ def cuttable(data: bytes, size: int) -> int:
 def split(f: Frame, data: bytes, size: int, at: int) -> tuple[bytes, bytes]:
     """Two frames that say what the super-frame `data` says: its first `at` bytes of payload, and the rest.
 
-    f: the dissected frame. size: of its virtio-net header. at: a multiple of `segment_size`, less
-    than the payload. Flags go where a network card puts them: FIN and PSH to the last, CWR to the first.
+    f: the dissected frame. size: of its virtio-net header. at: a multiple of `segment_size`, or less than
+    one, and less than the payload. Flags go where a network card puts them: FIN and PSH to the last, CWR to the first.
     """
     headers = data[: f.payload]
     payload = data[f.payload : f.payload_end]
     step = segment_size(data, size)
     first = _part(f, headers, payload[:at], 0, 0, tcp.FIN | tcp.PSH, step)
-    rest = _part(f, headers, payload[at:], at, at // step if step else 1, _CWR, step)
+    rest = _part(f, headers, payload[at:], at, max(1, at // step) if step else 1, _CWR, step)
     return first, rest
 
 

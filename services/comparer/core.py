@@ -505,7 +505,7 @@ class Core:
             self._table.kept += flow.kept() - before
             self._drain(flow)
             return
-        eased = ease(flow, head, self._frame)
+        eased = ease(flow, head, self._frame, patient=head.arrived + SILENCE <= now)
         if eased is None:
             if head.arrived + SILENCE <= now:
                 self._probe(flow)

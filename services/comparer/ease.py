@@ -40,8 +40,12 @@ def can_be_eased(head: Held) -> bool:
     return head.kind == frame.TCP and not head.data[head.l4 + tcp.FLAGS] & (tcp.SYN | tcp.RST)
 
 
-def ease(flow: TcpFlow, head: Held, f: Frame) -> tuple[bytes, bytes] | None:
-    """What of the head may leave, and what of it stays (b"" for nothing); None if nothing may leave."""
+def ease(flow: TcpFlow, head: Held, f: Frame, *, patient: bool = False) -> tuple[bytes, bytes] | None:
+    """What of the head may leave, and what of it stays (b"" for nothing); None if nothing may leave.
+
+    patient: it has waited so long that less than a segment leaves as well. In front of a closing window the
+    replicas cut differently, and each then repeats its own last piece until the client acknowledges it.
+    """
     if not can_be_eased(head):
         return None
     if not flow.urgent_matches(head.data, head.l4):
@@ -53,10 +57,10 @@ def ease(flow: TcpFlow, head: Held, f: Frame) -> tuple[bytes, bytes] | None:
         if head.data[head.l4 + tcp.FLAGS] & tcp.URG:
             return None  # the urgent pointer counts from the whole segment's seq
         step = gso.segment_size(head.data, head.vnet) or gso.cuttable(head.data, head.vnet)
-        if not step or proven < step:
+        if not step or not proven or (proven < step and not patient):
             return None
         dissect(f, head.data, head.vnet, len(head.data))
-        leaving, staying = gso.split(f, head.data, head.vnet, proven // step * step)
+        leaving, staying = gso.split(f, head.data, head.vnet, proven // step * step or proven)
     elif head.data[head.l4 + tcp.FLAGS] & tcp.FIN and not flow.fin_matches(head.data, head.l4, size):
         return None
     lowered = _lowered(flow, leaving, head, alone=not size)

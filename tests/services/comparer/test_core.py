@@ -730,6 +730,19 @@ def test_a_stuck_super_frame_leaves_up_to_the_last_proven_segment(sides: Sides) 
     assert sides.conserved()
 
 
+def test_less_than_a_segment_leaves_of_a_super_frame_that_waited_long(sides: Sides) -> None:
+    """In front of a closing window the secondary's last piece may be shorter, and it repeats that alone."""
+    sides.primary(super_frame(0, 250), vnet=10)
+    sides.secondary(super_frame(0, 60)[10:])
+    assert sides.wait(0.19) == []
+    first = segment(ISN + 1, CLIENT_ISN + 1, super_frame(0, 60)[64:], partial=True, vnet=10)
+    assert sides.wait(0.05) == [first]
+    (rest,) = sides.secondary(super_frame(60, 190)[10:])
+    payload = super_frame(60, 190)[64:]
+    assert rest == segment(ISN + 61, CLIENT_ISN + 1, payload, flags=PSH, partial=True, vnet=10, gso_size=100, ident=2)
+    assert sides.conserved()
+
+
 def test_a_stuck_plain_segment_leaves_up_to_the_proven_byte(sides: Sides) -> None:
     whole = segment(ISN + 1, CLIENT_ISN + 1, bytes(range(100)), flags=PSH, partial=True, vnet=10)
     sides.primary(whole, vnet=10)
