@@ -9,7 +9,7 @@ cdef unsigned long long _MASK32, _MASK64
 cdef class Records:
     cdef public long long capacity, used
     cdef long long _made, _free
-    cdef unsigned long long _mask, _seed, _first, _second, _k0, _k1, _k2, _k3, _k4, _bucket
+    cdef unsigned long long _shift, _seed, _first, _second, _third, _k0, _k1, _k2, _k3, _k4, _bucket
     cdef object _memory, _bucket_memory
     cdef unsigned int* fields
     cdef unsigned long long* words

@@ -24,6 +24,8 @@ try:
 except ImportError:  # needed to compile, not to run
     from lockstep.wire import uncompiled as cython
 
+#: Bytes of records that are mapped in small pages, so that a table with few of them is small.
+HUGE = 1 << 20
 #: Numbers of a record: 32 fields of 32 bits, which are also 16 words of 64.
 FIELDS, WORDS = 32, 16
 #: Fields that every record has; an owner's own begin at OWN.
@@ -51,17 +53,20 @@ class Records:
         self._made = 0
         self._free = 0
         buckets = 1 << max(4, (capacity - 1).bit_length())
-        self._mask = buckets - 1
+        self._shift = 64 - (buckets.bit_length() - 1)
         # NORESERVE is the default of an anonymous private mapping as far as memory goes: pages come when touched.
         self._memory = mmap.mmap(-1, (capacity + 1) * FIELDS * 4, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._bucket_memory = mmap.mmap(-1, buckets * 4, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if len(self._memory) > 2 * HUGE:
+            # Where records are looked up at random, most of the time would go into walking page tables.
+            self._memory.madvise(mmap.MADV_HUGEPAGE, HUGE)
         self._see(
             memoryview(self._memory).cast("I"),
             memoryview(self._memory).cast("Q"),
             memoryview(self._bucket_memory).cast("I"),
         )
-        seeds = [int.from_bytes(os.urandom(8), "little") | 1 for _ in range(3)]
-        self._seed, self._first, self._second = seeds
+        seeds = [int.from_bytes(os.urandom(8), "little") | 1 for _ in range(4)]
+        self._seed, self._first, self._second, self._third = seeds
         # The key of the frame or flow at hand.
         self._k0 = self._k1 = self._k2 = self._k3 = self._k4 = 0
         self._bucket = 0
@@ -212,4 +217,4 @@ class Records:
             h = ((h ^ (h >> 32)) ^ self._k2) * self._first & _MASK64
             h = ((h ^ (h >> 29)) ^ self._k3) * self._second & _MASK64
             h = ((h ^ (h >> 32)) ^ self._k4) * self._first & _MASK64
-        self._bucket = (h ^ (h >> 32)) & self._mask
+        self._bucket = ((h ^ (h >> 32)) * self._third & _MASK64) >> self._shift

@@ -83,6 +83,7 @@ cdef class Lane:
     cdef _make_room(self, list side, long long entry, long long frames)
     @cython.locals(kept=Kept, budget=cython.long)
     cpdef tick(self, double now)
+    cdef double _patience(self) except -1
     @cython.locals(ring="unsigned int*", fields="unsigned int*", head=cython.uint, number=cython.longlong, entry=cython.uint,
                    record=cython.longlong, before=cython.longlong, gone=cython.longlong)
     cdef long _promote_waiting(self, Kept kept, bint primary, long long most=*) except? -1

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 #: Seconds that a primary frame waits in the lane, and that the secondary's bytes do, before they go the careful way.
 PRIMARY_STALL, SECONDARY_STALL = 0.02, 0.1
+#: With more frames than FEW waiting, the secondary is late rather than a few heads stuck: the primary's wait so long.
+FEW, BACKLOG_STALL = 1024, 0.25
 #: Frames that take it at once; the others at the next turn of the loop.
 MOST_AT_ONCE = 256
 #: Entries of each side's ring: more than the frames of two messages.
@@ -530,7 +532,7 @@ class Lane:
         self._now = now
         budget = MOST_AT_ONCE
         for kept in self._primary[self._p_done :]:
-            if kept.at + PRIMARY_STALL > now or budget <= 0:
+            if kept.at + self._patience() > now or budget <= 0:
                 break
             budget -= self._promote_waiting(kept, True, budget)
         for kept in self._secondary[:]:
@@ -545,11 +547,14 @@ class Lane:
                 break
             self._give_up_brought(record)
 
+    def _patience(self) -> float:
+        return PRIMARY_STALL if self.waiting <= FEW else BACKLOG_STALL
+
     def next_deadline(self) -> float | None:
         """When `tick` has something to do."""
         moments = []
         if self.waiting:
-            moments += [next(kept.at for kept in self._primary[self._p_done :] if kept.left) + PRIMARY_STALL]
+            moments += [next(kept.at for kept in self._primary[self._p_done :] if kept.left) + self._patience()]
         moments += [kept.at + SECONDARY_STALL for kept in self._secondary[:1]]
         return min(moments, default=None)
 

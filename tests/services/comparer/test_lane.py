@@ -14,7 +14,7 @@ from lockstep.batch import Batch
 from lockstep.config import Node
 from lockstep.streams import Cut, Event
 from services.comparer.core import MADE, Core
-from services.comparer.lane import MOST_BYTES, PRIMARY_STALL, RING
+from services.comparer.lane import BACKLOG_STALL, FEW, MOST_BYTES, PRIMARY_STALL, RING
 
 ISN, CLIENT_ISN = 0xFFFFFF00, 900  # data begins shortly before the wrap
 STREAM = bytes((i * 7 + i // 256) & 0xFF for i in range(1200))
@@ -170,6 +170,17 @@ def test_a_head_that_waits_takes_the_careful_path() -> None:
     assert comparer.conserved()
     comparer.push("secondary", piece(0, 10))
     assert comparer.left == [piece(0, 10)]
+
+
+def test_a_secondary_that_is_late_with_much_is_given_more_time() -> None:
+    comparer = Comparer()
+    comparer.push("primary", *(piece(0, 10, port=port) for port in range(1, FEW + 100)))
+    comparer.wait(PRIMARY_STALL)
+    assert comparer.in_the_lane() == FEW + 99
+    assert comparer.core.next_deadline() == 100.0 + BACKLOG_STALL
+    comparer.wait(BACKLOG_STALL)
+    assert comparer.in_the_lane() < FEW + 99
+    assert comparer.conserved()
 
 
 def test_frames_leave_in_order_when_a_flow_leaves_the_lane_in_a_batch() -> None:
