@@ -15,6 +15,7 @@ import heapq
 import random
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import zmq
@@ -47,6 +48,22 @@ QUIET = 0.3
 MOST_EVENTS = 60_000
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Stands in for a zmq.Frame."""
+
+    bytes: bytes
+    more: bool
+
+    def __len__(self) -> int:
+        return len(self.bytes)
+
+    @property
+    def buffer(self) -> memoryview:
+        """See zmq.Frame."""
+        return memoryview(self.bytes)
+
+
 class Wire:
     """The two sockets of a link: `Sender` and `Receiver` take it for theirs."""
 
@@ -54,6 +71,8 @@ class Wire:
         self.world, self.faults = world, world.scenario.links[stream]
         self.queue: deque[tuple[float, tuple[bytes, bytes]]] = deque()
         self.last = 0.0
+        self.first = b""
+        self.rest: bytes | None = None
         self.producer: Process | None = None
         self.consumer: Process | None = None
 
@@ -66,27 +85,34 @@ class Wire:
 
     connect = bind = close = setsockopt
 
-    def send_multipart(self, parts: tuple[bytes, Any], flags: int) -> None:
-        """Queue a message, or raise Again if the link is full."""
-        if len(self.queue) >= self.faults.hwm:
-            raise zmq.Again
+    def send(self, part: Any, flags: int, copy: bool = True) -> None:
+        """Queue the two parts of a message, or raise Again at the first if the link is full."""
+        if flags & zmq.SNDMORE:
+            if len(self.queue) >= self.faults.hwm:
+                raise zmq.Again
+            self.first = bytes(part)
+            return
         now = self.world.now
         when = max(self.last, now + self.faults.delay + self.world.chance.random() * self.faults.jitter)
         for begin, end in self.faults.stalls:
             if begin <= when < end:
                 when = end
         self.last = when
-        self.queue.append((when, (bytes(parts[0]), bytes(parts[1]))))
+        self.queue.append((when, (self.first, bytes(part))))
         if self.consumer is not None:
             self.consumer.wake(when)
 
-    def recv_multipart(self, flags: int) -> tuple[bytes, bytes]:
-        """The next message that has arrived, or Again."""
+    def recv(self, flags: int, copy: bool = True) -> Part:
+        """The parts of the next message that has arrived, one by one, or Again."""
+        if self.rest is not None:
+            part, self.rest = Part(self.rest, more=False), None
+            return part
         if not self.queue or self.queue[0][0] > self.world.now:
             raise zmq.Again
         if self.producer is not None and len(self.queue) == self.faults.hwm:
             self.producer.wake(self.world.now)
-        return self.queue.popleft()[1]
+        first, self.rest = self.queue.popleft()[1]
+        return Part(first, more=True)
 
     def arrives(self) -> float | None:
         """When the next message does."""
@@ -101,6 +127,10 @@ class Wire:
         """What had already reached the consumer is lost: the beginning of the queue."""
         for _ in range(self.world.chance.randint(0, len(self.queue))):
             self.queue.popleft()
+
+
+# They call libzmq's functions directly; here a `Wire` is what they are called with.
+links._send, links._receive = Wire.send, Wire.recv
 
 
 class Pipe:
