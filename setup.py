@@ -17,6 +17,9 @@ from setuptools import Extension, setup
 HOT = [
     "lockstep.flow.records",
     "lockstep.link.lengths",
+    "lockstep.vhost.log",
+    "lockstep.vhost.memory",
+    "lockstep.vhost.ring",
     "lockstep.wire.bytes",
     "lockstep.wire.checksum",
     "lockstep.wire.frame",

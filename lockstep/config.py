@@ -27,7 +27,7 @@ from lockstep.wiring import LOCAL, SERVICES
 
 Stream = Literal["ingress", "to_guest", "from_guest", "primary", "secondary", "released"]
 Service = Literal["mirror", "redirector", "rewriter", "comparer"]
-Frontend = Literal["tap", "packet", "qemu", "pcap", "memory"]
+Frontend = Literal["tap", "packet", "qemu", "vhost-user", "pcap", "memory"]
 #: Bytes of virtio-net header that go with each frame over a socket of QEMU's; 0: vnet_hdr is off there.
 VnetHeader = Literal[0, 10, 12]
 OnDivergence = Literal["hold", "unprotect", "checkpoint"]
@@ -38,7 +38,15 @@ QEMU = "qemu+"
 ENV_PREFIX = "LOCKSTEP_"
 #: Variables of the project that are not settings of a node.
 ENV_RESERVED = frozenset(
-    {"LOCKSTEP_CONFIG", "LOCKSTEP_REQUIRE", "LOCKSTEP_CORPUS", "LOCKSTEP_COMPILE", "LOCKSTEP_BUILD", "LOCKSTEP_FLOOD"}
+    {
+        "LOCKSTEP_CONFIG",
+        "LOCKSTEP_REQUIRE",
+        "LOCKSTEP_CORPUS",
+        "LOCKSTEP_COMPILE",
+        "LOCKSTEP_BUILD",
+        "LOCKSTEP_FLOOD",
+        "LOCKSTEP_FUZZ",
+    }
 )
 
 _MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}", re.IGNORECASE)
@@ -179,11 +187,12 @@ class Port(_Model):
     fanout: Annotated[int, Field(ge=1, le=65535)] | None = Field(
         None, description="packet: a number shared by all that read this interface; each flow comes to one of them"
     )
-    address: str | None = Field(None, description="qemu: unix:///PATH or tcp://HOST:PORT")
-    server: bool = Field(False, description="qemu: listen at `address`, instead of connecting to it")
+    address: str | None = Field(None, description="qemu, vhost-user: unix:///PATH; qemu: or tcp://HOST:PORT")
+    server: bool = Field(False, description="qemu, vhost-user: listen at `address`, instead of connecting to it")
     vnet_hdr: VnetHeader = Field(
         0, description="qemu: bytes of virtio-net header, where a filter has vnet_hdr_support=on; 0: off"
     )
+    queues: Annotated[int, Field(ge=1, le=16)] = Field(1, description="vhost-user: most queue pairs of the guest")
     read: Path | None = Field(None, description="pcap: file whose frames come in (pcap or pcapng)")
     write: Path | None = Field(None, description="pcap: file that takes the frames that go out (.pcap or .pcapng)")
 
@@ -772,6 +781,9 @@ def _port_faults(node: Node, service: str, name: str) -> list[Fault]:
     if frontend == "qemu" and not port.address:
         way_out = 'Say where the socket is, as in "unix:///run/vm1/net.sock".'
         return [Fault(f"{setting}.address", "", "missing, and capture is `qemu`", way_out)]
+    if frontend == "vhost-user" and not (port.address or "").startswith("unix:"):
+        why = f"{'not a unix socket' if port.address else 'missing'}, and capture is `vhost-user`"
+        return [Fault(f"{setting}.address", port.address or "", why, "Name a socket, as in unix:///run/lockstep/vm1.")]
     if frontend == "pcap" and not (port.read or port.write):
         way_out = "Set `read`, `write` or both."
         return [Fault(f"{setting}.read", "", "missing, and so is `write`, and capture is `pcap`", way_out)]

@@ -253,13 +253,13 @@ class Shell:
     def _port_act(self, service: Service, name: str, port: Port) -> Act:
         def act(now: float) -> None:
             for _ in range(MOST_READS if name == GUEST else 1):
-                batch = port.read()
-                if batch is None:
+                item = port.read()
+                if item is None:
                     if port.exhausted():
                         self._poller.forget(self._sources.pop((service, name)))
                     break
-                self._push(service, name, batch, now)
-                if len(batch) < MANY_FRAMES:
+                self._push(service, name, item, now)
+                if isinstance(item, Batch) and len(item) < MANY_FRAMES:
                     break
 
         return act

@@ -31,6 +31,13 @@ def open_port(node: Node, service: str, name: str) -> Port:
         if settings.address is None:
             raise PortError(f"{label}.address is missing, and capture is `qemu`; say where the socket is")
         return QemuPort(label, Address.parse(settings.address), settings.server, settings.vnet_hdr)
+    if frontend == "vhost-user":
+        from lockstep.capture.vhost_user import VhostUserPort
+        from lockstep.qemu.address import Address
+
+        if settings.address is None:
+            raise PortError(f"{label}.address is missing, and capture is `vhost-user`; say where the socket is")
+        return VhostUserPort(label, Address.parse(settings.address), settings.server, settings.queues)
     if frontend == "pcap":
         from lockstep.capture.pcap import PcapPort
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from lockstep.batch import Batch
+from lockstep.streams import Event
 
 
 class PortError(Exception):
@@ -33,8 +34,11 @@ class Port(ABC):
         """A descriptor that is readable while `read` has something to give."""
 
     @abstractmethod
-    def read(self) -> Batch | None:
-        """The frames that are waiting, at most `MAX_BATCH` bytes of them; None when there is none."""
+    def read(self) -> Batch | Event | None:
+        """The frames that are waiting, at most `MAX_BATCH` bytes of them; None when there is none.
+
+        An event stands at its exact place among the frames: those read before it came before it.
+        """
 
     @abstractmethod
     def write(self, batch: Batch) -> None:

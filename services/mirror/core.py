@@ -60,6 +60,8 @@ class Core:
             return [Event("gap", {"stream": stream, "reason": item.reason, "lost": item.lost})]
         elif isinstance(item, Cut) and stream == RELEASED:
             return []
+        elif isinstance(item, Event) and stream in (NETWORK, GUEST):
+            return [item]
         raise AssertionError(f"the mirror takes no {type(item).__name__} on {stream}")
 
     def tick(self, now: float, heard: float | None = None) -> list[Output]:

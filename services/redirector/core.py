@@ -74,6 +74,8 @@ class Core:
             return self._ingress(item)
         if stream == FROM_GUEST and isinstance(item, Batch | Cut):
             return self._from_guest(item)
+        if stream == UPLINK and isinstance(item, Event):
+            return [item]
         if stream == UPLINK and isinstance(item, Batch):
             if not self._speaking:
                 self.counters["uplink_ignored"] += len(item)

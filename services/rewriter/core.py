@@ -74,6 +74,8 @@ class Core:
             return [Event("gap", {"stream": stream, "reason": item.reason, "lost": item.lost})]
         elif isinstance(item, Event) and stream == EVENTS:
             return self._hear(item, now)
+        elif isinstance(item, Event) and stream == GUEST:
+            return [item]
         raise AssertionError(f"the rewriter takes no {type(item).__name__} on {stream}")
 
     def _hear(self, event: Event, now: float) -> list[Output]:

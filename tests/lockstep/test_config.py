@@ -196,7 +196,7 @@ def test_an_unknown_service_lists_the_services(faults: Faults, table: str) -> No
     ("text", "setting", "value", "way_out"),
     [
         ("node = 3", "node", "3", "Write it in quotes."),
-        ('capture = "tup"', "capture", '"tup"', "Choose 'tap', 'packet', 'qemu', 'pcap' or 'memory'."),
+        ('capture = "tup"', "capture", '"tup"', "Choose 'tap', 'packet', 'qemu', 'vhost-user', 'pcap' or 'memory'."),
         ('services = "mirror"', "services", '"mirror"', 'Write a list, as in ["a", "b"].'),
         ('services = ["miror"]', "services.0", '"miror"', "Choose 'mirror', 'redirector', 'rewriter' or 'comparer'."),
         ("mirror = 3", "mirror", "3", "Write a table."),
@@ -741,3 +741,19 @@ def test_notify_needs_streams_that_carry_no_epochs(tmp_path: Path) -> None:
     (fault,) = faults_of(text, tmp_path, ("comparer",))
     assert fault.startswith("links.secondary = ipc:///run/lockstep/secondary: the other end is no filter of QEMU's")
     assert faults_of(f'{text}secondary = "qemu+unix:///run/s"\n', tmp_path, ("comparer",)) == []
+
+
+@pytest.mark.parametrize(("address", "why"), [("", "missing"), ("tcp://127.0.0.1:1", "not a unix socket")])
+def test_vhost_user_needs_a_unix_socket(faults: Faults, address: str, why: str) -> None:
+    written = f'address = "{address}"' if address else ""
+    (fault,) = faults(
+        f"""
+        [mirror.guest]
+        capture = "vhost-user"
+        {written}
+        [mirror.network]
+        device = "tap0"
+        """,
+        services=("mirror",),
+    )
+    assert (fault.setting, fault.why) == ("mirror.guest.address", f"{why}, and capture is `vhost-user`")

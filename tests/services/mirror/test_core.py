@@ -78,3 +78,9 @@ def test_frames_that_a_full_link_refused_are_counted(mirror: Core) -> None:
 def test_a_stream_that_is_not_wired_is_our_bug(mirror: Core) -> None:
     with pytest.raises(AssertionError):
         mirror.push("secondary", CLIENTS, 0.0)
+
+
+@pytest.mark.parametrize("port", ["guest", "network"])
+def test_what_a_port_tells_of_its_guest_is_published(mirror: Core, port: str) -> None:
+    stopped = Event("guest_stopped", {"port": f"mirror.{port}", "why": "stopped"})
+    assert mirror.push(port, stopped, 0.0) == [stopped]

@@ -148,3 +148,8 @@ def test_announcements_read_right_to_impacket() -> None:
     assert packets.inet_sum(advert[22:54] + len(body).to_bytes(4, "big") + b"\0\0\0\x3a" + body) == 0xFFFF
     assert rarp[12:14] == b"\x80\x35"
     assert rarp[20:22] == b"\0\3"
+
+
+def test_what_the_uplink_tells_of_its_guest_is_published(redirector: Core) -> None:
+    stopped = Event("guest_stopped", {"port": "redirector.uplink", "why": "stopped"})
+    assert redirector.push("uplink", stopped, 0.0) == [stopped]

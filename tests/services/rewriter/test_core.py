@@ -579,3 +579,8 @@ def test_arbitrary_bytes_never_raise_and_keep_their_length(frames: list[tuple[bo
         frame = b"\0" * vnet + raw
         moved = node.guest(frame, vnet) if from_guest else node.client(frame, vnet)
         assert len(moved) == len(frame)
+
+
+def test_what_the_port_tells_of_its_guest_is_published() -> None:
+    stopped = Event("guest_stopped", {"port": "rewriter.guest", "why": "stopped"})
+    assert Core(Node()).push("guest", stopped, 0.0) == [stopped]
