@@ -34,7 +34,7 @@ from lockstep.vhost.log import atomic
 from lockstep.vhost.peer import DescriptorPeer
 from lockstep.vhost.protocol import Feature, Message, ProtocolError
 from lockstep.vhost.ring import GATHER_ROOM, PLAIN_MACHINES, RingError
-from lockstep.vhost.session import Queue, Session
+from lockstep.vhost.session import Queue, Session, signal
 from lockstep.wire import ethernet, gso, ipv4, vnet
 from lockstep.wire.frame import Frame, dissect
 
@@ -136,7 +136,7 @@ class VhostUserPort(Port):
             self._epoll.register(queue.kick, select.EPOLLIN)
         self._look(queue)
         # Whoever served the ring before may have ended between using a buffer and saying so.
-        _signal(queue.call)
+        signal(queue.call)
 
     def unwatch(self, queue: Queue) -> None:
         """A ring stops: what the guest put into it comes first."""
@@ -295,7 +295,7 @@ class VhostUserPort(Port):
                 if not queue.ring.listen():
                     self._pending.pop(queue.index, None)
                 if queue.ring.must_call():
-                    _signal(queue.call)
+                    signal(queue.call)
             except RingError as error:
                 self._break(queue, error)
             self.counters["dropped_in"] += queue.ring.dropped - dropped
@@ -390,7 +390,7 @@ class VhostUserPort(Port):
     def _call(self, queues: list[Queue]) -> None:
         for queue in queues:
             if queue.ring.must_call():
-                _signal(queue.call)
+                signal(queue.call)
 
 
 #: What a guest must have negotiated to be given a super-frame.
@@ -407,13 +407,6 @@ def steer(data: memoryview, start: int, end: int) -> int:
     if ethertype == ethernet.IPV6:
         return zlib.crc32(data[start + 22 : start + 54])
     return 0
-
-
-def _signal(fd: int) -> None:
-    if fd >= 0:
-        # A full counter wakes the guest all the same.
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_write(fd, 1)
 
 
 def _close_all(fds: list[int]) -> None:

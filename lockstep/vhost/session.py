@@ -10,7 +10,9 @@ Source: QEMU `docs/interop/vhost-user.rst`.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from pathlib import Path
 from typing import Protocol
 
 from lockstep.vhost import protocol
@@ -88,8 +90,15 @@ class Queue:
     def break_(self, why: str) -> None:
         """Touch the ring no more, and tell the front-end if it wants to know."""
         self.broken = why
-        if self.err >= 0:
-            os.eventfd_write(self.err, 1)
+        signal(self.err)
+
+
+def signal(fd: int) -> None:
+    """Count an eventfd up, if there is one."""
+    if fd >= 0:
+        # A counter that is full wakes its reader all the same.
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_write(fd, 1)
 
 
 class Session:
@@ -296,6 +305,7 @@ class Session:
         queue = self._queue(index, message.request)
         if fd is None:
             raise ProtocolError(f"SET_VRING_KICK: ring {index} without kicks would have to be polled")
+        _check_eventfd(message.request, fd)
         self._stop(queue)
         queue.attach(self.memory)
         queue.ring.start()
@@ -309,12 +319,14 @@ class Session:
     def _set_vring_call(self, message: Message) -> None:
         index, fd = message.vring()
         queue = self._queue(index, message.request)
+        _check_eventfd(message.request, fd)
         queue.call = _replaced(queue.call, fd)
         message.fds.clear()
 
     def _set_vring_err(self, message: Message) -> None:
         index, fd = message.vring()
         queue = self._queue(index, message.request)
+        _check_eventfd(message.request, fd)
         queue.err = _replaced(queue.err, fd)
         message.fds.clear()
 
@@ -332,6 +344,14 @@ class Session:
             queue.ring.detach()
         queue.broken = None
         queue.kick = _replaced(queue.kick, None)
+
+
+def _check_eventfd(request: Request, fd: int | None) -> None:
+    """Raise ProtocolError for anything else: writing to it could block us, or change what isn't ours."""
+    if fd is not None:
+        if str(Path(f"/proc/self/fd/{fd}").readlink()) != "anon_inode:[eventfd]":
+            raise ProtocolError(f"{request.name}: the descriptor is no eventfd")
+        os.set_blocking(fd, False)
 
 
 def _replaced(old: int, new: int | None) -> int:
