@@ -25,6 +25,7 @@ HOT = [
     "lockstep.wire.frame",
     "lockstep.wire.seqnum",
     "services.comparer.lane",
+    "services.comparer.split",
 ]
 
 #: `-fno-strict-aliasing`: tables are seen as 32-bit and as 64-bit numbers.

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from lockstep.demo.namespaces import die_with_parent
+from lockstep.children import die_with_parent
 
 ROOT = Path(__file__).parent.parent
 #: Seconds for a program to start, and for one to end before it is killed.

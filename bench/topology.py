@@ -18,7 +18,8 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from bench.program import END, ROOT, BenchError
-from lockstep.demo.namespaces import Namespace, die_with_parent
+from lockstep.children import die_with_parent
+from lockstep.demo.namespaces import Namespace
 
 CLIENT, SERVER = "10.77.0.1", "10.77.0.2"
 _CLIENT_MAC, _SERVER_MAC = "52:54:00:00:00:01", "52:54:00:00:00:02"

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.fields import FieldInfo
 
 from lockstep.qemu.address import Address
-from lockstep.streams import STREAMS
+from lockstep.streams import STREAMS, stream_and_share
 from lockstep.wiring import LOCAL, SERVICES
 
 Stream = Literal["ingress", "to_guest", "from_guest", "primary", "secondary", "released"]
@@ -291,6 +291,9 @@ class Comparer(_Model):
         description="unix:///PATH or tcp://HOST:PORT: where checkpoints are spoken of as on colo-compare's notify_dev",
     )
     notify_server: bool = Field(False, description="listen at `notify`, instead of connecting to it")
+    workers: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="processes that compare, each its share of the flows; limits are shared out; read at start"
+    )
     capture_dir: Path | None = Field(
         None, description="folder of its own for each divergence's report (.json) and packets (.pcapng); read at start"
     )
@@ -376,7 +379,7 @@ class ComparedGuest(_Model):
     @field_validator("comparer")
     @classmethod
     def _for_all(cls, value: Comparer) -> Comparer:
-        shared = sorted(value.model_fields_set & {"capture_dir", "capture_files", "capture_bytes"})
+        shared = sorted(value.model_fields_set & {"workers", "capture_dir", "capture_files", "capture_bytes"})
         if shared:
             raise ValueError(f"{shared[0]} is set for all guests together, under [comparer]")
         return value
@@ -459,11 +462,39 @@ class Node(_Model):
             }
         )
 
-    def link(self, stream: str) -> Link:
-        """The link of a stream; one that was not configured is ipc in `run_dir`."""
-        return self.links.get(cast(Stream, stream)) or Link.model_validate(
-            {"endpoint": f"ipc://{self.run_dir}/{stream}"}
+    def workers(self) -> tuple[str, ...]:
+        """The processes of a comparer with `workers`, by name; none for one that is a single process."""
+        count = self.comparer.workers
+        return (*(str(number) for number in range(count)), "splitter") if count > 1 else ()
+
+    def of_worker(self, name: str) -> Node:
+        """This node as one process of a comparer with `workers` sees it.
+
+        name: a worker's number, or `splitter`. A worker has its share of the limits, and links to the splitter.
+        """
+        comparer, folder = self.comparer, f"ipc://{self.run_dir}/comparer.{name}"
+        links: dict[Any, Link] = dict(self.links)
+        if name != "splitter":
+            links |= {stream: self.link(f"{stream}@{name}") for stream in ("primary", "secondary", "released")}
+            limits = ("max_flows", "max_half_open", "max_bytes")
+            shares = {limit: -(-getattr(comparer, limit) // comparer.workers) for limit in limits}
+            comparer = comparer.model_copy(update=shares)
+        return self.model_copy(
+            update={
+                "links": links,
+                "comparer": comparer,
+                "control": {**self.control, "comparer": f"{folder}.control"},
+                "publish": {**self.publish, "comparer": f"{folder}.events"},
+            }
         )
+
+    def link(self, stream: str) -> Link:
+        """The link of a stream, or of a share of one; one that was not configured is ipc in `run_dir`."""
+        configured = self.links.get(cast(Stream, stream))
+        plain, name = stream_and_share(stream)
+        if configured is None and plain == "released":
+            configured = next((guest.released for guest in self.guests if guest.name == name), None)
+        return configured or Link.model_validate({"endpoint": f"ipc://{self.run_dir}/{stream}"})
 
     def with_fused(self, services: Sequence[Service]) -> tuple[Service, ...]:
         """These services and all that `fuse` puts into one process with them."""
@@ -674,6 +705,7 @@ def _joint_faults(node: Node, services: tuple[Service, ...]) -> list[Fault]:
         for name in SERVICES[service].ports:
             faults += _port_faults(node, service, name)
     faults += _guests_faults(node)
+    faults += _workers_faults(node)
     strangers = [name for group in node.fuse for name in group if node.services and name not in node.services]
     if strangers:
         way_out = "Add it there, or take it out here."
@@ -714,11 +746,26 @@ def _guests_faults(node: Node) -> Iterator[Fault]:
         yield Fault("fuse", json.dumps(node.fuse), "a comparer of many `guests` has a process of its own", way_out)
 
 
+def _workers_faults(node: Node) -> Iterator[Fault]:
+    workers = str(node.comparer.workers)
+    if workers != "1" and len(node.with_fused(("comparer",))) > 1:
+        yield Fault("comparer.workers", workers, "a fused comparer is one process", "Take the comparer out of `fuse`.")
+    if workers != "1" and (
+        node.comparer.notify or any(node.link(stream).qemu() for stream in ("primary", "secondary", "released"))
+    ):
+        way_out = "Leave it at 1 where QEMU's sockets are spoken."
+        yield Fault("comparer.workers", workers, "a comparer beside QEMU's filters is one process", way_out)
+    if workers != "1" and node.guests:
+        way_out = "Give each comparer some of the guests instead."
+        yield Fault("comparer.workers", workers, "a comparer of many `guests` is one process", way_out)
+
+
 def _run_dir_faults(node: Node) -> list[Fault]:
     if not node.run_dir.is_absolute():
         way_out = "Write it from the root, as in /run/lockstep."
         return [Fault("run_dir", str(node.run_dir), "not an absolute path", way_out)]
-    longest = max(len(f"/{service}.control") for service in SERVICES)
+    names = [*SERVICES, *(["comparer.splitter"] if node.comparer.workers > 1 else [])]
+    longest = max(len(f"/{name}.control") for name in names)
     if len(str(node.run_dir).encode()) + longest > _LONGEST_IPC_PATH:
         way_out = f"Choose one of {_LONGEST_IPC_PATH - longest} bytes at most."
         return [Fault("run_dir", str(node.run_dir), "too long for the path of a socket", way_out)]

@@ -6,7 +6,9 @@ A ROUTER, so that a REQ or a DEALER may ask. Every request is answered: `{"ok": 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import msgpack
@@ -171,4 +173,40 @@ def request(
         raise ControlError(f"{endpoint} answered something else than a map")
     if answer.pop("ok", None) is not True:
         raise ControlRefused(str(answer.get("error", "refused without a reason")))
+    return answer
+
+
+def request_all(
+    endpoints: Mapping[str, str], op: str, timeout: float, **arguments: Any
+) -> dict[str, dict[str, Any] | str]:
+    """Ask several services of this process's own machine at once, each under a name.
+
+    timeout: seconds for all of them together. Each answer comes without `ok`; why there is none, as text.
+    """
+    answers: dict[str, dict[str, Any] | str] = {}
+    with zmq.Context() as context, ExitStack() as stack:
+        poller = zmq.Poller()
+        waiting: dict[zmq.Socket[bytes], str] = {}
+        for name, endpoint in endpoints.items():
+            socket = stack.enter_context(context.socket(zmq.DEALER))
+            _limited(socket, None, serves=False, endpoint=endpoint)
+            socket.connect(endpoint)
+            socket.send(msgpack.packb({"op": op, **arguments}))
+            poller.register(socket, zmq.POLLIN)
+            waiting[socket] = name
+        until = time.monotonic() + timeout
+        while waiting and (ready := poller.poll(max(0, round((until - time.monotonic()) * 1000)))):
+            for socket, _ in ready:
+                poller.unregister(socket)
+                answers[waiting.pop(socket)] = _answer_in(socket.recv())
+        answers |= dict.fromkeys(waiting.values(), f"no answer within {timeout:g} s")
+    return {name: answers[name] for name in endpoints}
+
+
+def _answer_in(body: bytes) -> dict[str, Any] | str:
+    answer = unpacked_map(body)
+    if answer is None:
+        return "answered something else than a map"
+    if answer.pop("ok", None) is not True:
+        return str(answer.get("error", "refused without a reason"))
     return answer

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 import structlog
 
@@ -17,6 +17,10 @@ from lockstep.capture.base import PortError, PortPermissionError
 from lockstep.config import ConfigError, Node, Service
 from lockstep.link.zmq import LinkError, LinkPermissionError
 from lockstep.streams import Core
+from lockstep.wiring import of_splitter
+
+if TYPE_CHECKING:
+    from lockstep.shell import Shell
 
 
 def core_of(service: Service, node: Node) -> Core:
@@ -26,10 +30,12 @@ def core_of(service: Service, node: Node) -> Core:
     return cast(Core, importlib.import_module(f"services.{service}.core").Core(node))
 
 
-def run(services: tuple[Service, ...], path: Path | None, capture: str | None = None) -> int:
-    """Run services, and those fused with them, in this process until they are told to stop; returns the exit code."""
+def run(services: tuple[Service, ...], path: Path | None, capture: str | None = None, worker: str | None = None) -> int:
+    """Run services, and those fused with them, in this process until they are told to stop; returns the exit code.
+
+    worker: which process of a comparer with several workers this is; see `lockstep.workers`.
+    """
     from lockstep import log
-    from lockstep.shell import Shell
 
     try:
         node = config.load(path, services=services, capture=capture)
@@ -37,9 +43,19 @@ def run(services: tuple[Service, ...], path: Path | None, capture: str | None = 
         print(error, file=sys.stderr)
         return exits.CONFIG
     log.configure(node.log, node=node.node)
+    together = node.with_fused(services)
+    if worker is not None and worker not in node.workers():
+        print(f"--worker {worker}: this comparer has {', '.join(node.workers()) or 'none'}", file=sys.stderr)
+        return exits.USAGE
     try:
-        cores = {service: core_of(service, node) for service in node.with_fused(services)}
-        shell = Shell(node, cores, path=path, capture=capture)
+        if worker is None and node.comparer.workers > 1 and "comparer" in together:
+            from lockstep.workers import Workers
+
+            if len(together) > 1:
+                print("a comparer with `workers` has processes of its own; run it alone", file=sys.stderr)
+                return exits.USAGE
+            return Workers(node, path, capture).run()
+        shell = _worker(node, worker, path, capture) if worker else _shell(node, together, path, capture)
     except (PortPermissionError, LinkPermissionError) as error:
         print(f"not permitted: {error}", file=sys.stderr)
         return exits.NOPERM
@@ -57,6 +73,32 @@ def run(services: tuple[Service, ...], path: Path | None, capture: str | None = 
     return exits.OK
 
 
+def _shell(node: Node, services: Sequence[Service], path: Path | None, capture: str | None) -> Shell:
+    from lockstep.shell import Shell
+
+    return Shell(node, {service: core_of(service, node) for service in services}, path=path, capture=capture)
+
+
+def _worker(node: Node, name: str, path: Path | None, capture: str | None) -> Shell:
+    """One process of a comparer with several workers: a worker, by its number, or the splitter."""
+    from lockstep.shell import Shell
+    from services.comparer.merge import SPLITTER
+    from services.comparer.splitter import Splitter
+
+    own = node.of_worker(name)
+    if name == SPLITTER:
+        core = cast(Core, Splitter(node, int.from_bytes(os.urandom(8))))
+        return Shell(own, {"comparer": core}, wiring={"comparer": of_splitter(node.comparer.workers)}, record=False)
+    return Shell(
+        own,
+        {"comparer": core_of("comparer", own)},
+        path=path,
+        capture=capture,
+        view=lambda read: read.of_worker(name),
+        record=False,
+    )
+
+
 def main(service: Service, description: str | None, argv: Sequence[str] | None = None) -> int:
     """`python -m services.NAME`: the same as `lockstep run NAME`."""
     parser = argparse.ArgumentParser(
@@ -70,10 +112,13 @@ def main(service: Service, description: str | None, argv: Sequence[str] | None =
     parser.add_argument(
         "--capture", choices=get_args(config.Frontend), help="frontend of every port, instead of the file's"
     )
+    if service == "comparer":
+        parser.add_argument("--worker", help="for `comparer.workers`: which of its processes this is")
     parser.add_argument("--version", action="version", version=f"lockstep {__version__}")
     try:
         arguments = parser.parse_args(argv)
     except SystemExit as error:
         return exits.USAGE if error.code else exits.OK
     named = os.environ.get("LOCKSTEP_CONFIG")
-    return run((service,), arguments.config or (Path(named) if named else None), arguments.capture)
+    path = arguments.config or (Path(named) if named else None)
+    return run((service,), path, arguments.capture, getattr(arguments, "worker", None))

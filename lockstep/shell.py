@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,14 @@ from lockstep.streams import (
     Core,
     Cut,
     Event,
+    Gap,
     Item,
     Output,
-    of_guest,
-    stream_and_guest,
+    share,
+    stream_and_share,
 )
-from lockstep.wiring import SERVICES
+from lockstep.wiring import Wiring
+from lockstep.wiring import of as wiring_of
 
 #: Messages, and frames, taken from one link before the others get their turn.
 MOST_MESSAGES, MOST_FRAMES = 64, 2048
@@ -73,6 +75,9 @@ class Shell:
 
     path, capture: where the configuration came from, for `reload`.
     ports: opened ports by `service.port`, for those that are not opened from the configuration.
+    wiring: of these services, where it is another than the node's.
+    view: of a configuration that is read again, what these cores are to see.
+    record: whether divergences are written to `comparer.capture_dir`.
     """
 
     def __init__(
@@ -83,8 +88,13 @@ class Shell:
         path: Path | None = None,
         capture: str | None = None,
         ports: Mapping[str, Port] | None = None,
+        wiring: Mapping[Service, Wiring] | None = None,
+        view: Callable[[Node], Node] = lambda node: node,
+        record: bool = True,
     ) -> None:
         self._node = node
+        self._wiring = wiring or {service: wiring_of(node, service) for service in cores}
+        self._view, self._record = view, record
         self._path, self._capture = path, capture
         self._cores = dict(cores)
         self._stack = ExitStack()
@@ -98,12 +108,8 @@ class Shell:
         self.stopping = False
         #: What is still to be pushed into a core of this shell: (service, stream, item).
         self._inner: deque[tuple[Service, str, Item]] = deque()
-        self._consumers: dict[str, Service] = {
-            stream: service for service in cores for stream in SERVICES[service].takes
-        }
-        #: What each service gives; a comparer of many guests gives each its own `released`.
-        self._gives = {service: self._given(service) for service in cores}
-        self._producers: dict[str, Service] = {stream: service for service in cores for stream in self._gives[service]}
+        self._consumers: dict[str, Service] = {s: service for service in cores for s in self._wiring[service].takes}
+        self._producers: dict[str, Service] = {s: service for service in cores for s in self._wiring[service].gives}
         self._ports: dict[tuple[Service, str], Port] = {}
         self._senders: dict[str, Sender | QemuSender] = {}
         #: Streams whose sender waits for its socket to take messages again.
@@ -130,27 +136,27 @@ class Shell:
         node = self._node
         context = self._stack.enter_context(zmq.Context())
         curve = self._curve(context)
-        if "comparer" in self._cores and node.comparer.capture_dir is not None:
+        if "comparer" in self._cores and self._record and node.comparer.capture_dir is not None:
             comparer = node.comparer
             self._recorder = Recorder(node.comparer.capture_dir, comparer.capture_files, comparer.capture_bytes)
             self._stack.callback(self._recorder.close)
         for service in self._cores:
-            for name in SERVICES[service].ports:
+            for name in self._wiring[service].ports:
                 port = given.get(f"{service}.{name}") or open_port(node, service, name)
                 self._stack.callback(port.close)
                 self._ports[service, name] = port
                 self._sources[service, name] = port.fileno()
                 self._poller.watch(port.fileno(), self._port_act(service, name, port))
-        for stream, service in self._consumers.items():
-            if stream not in self._producers:
+        for label, service in self._consumers.items():
+            if label not in self._producers:
+                stream, _ = stream_and_share(label)
                 names = [guest.name for guest in node.guests] if service == "comparer" else []
-                receiver = self._receiver(context, service, stream, names, curve)
+                receiver = self._receiver(context, service, label, names, curve)
                 self._stack.callback(receiver.close)
-                self._receivers[stream] = receiver
-                self._sources[service, stream] = receiver.socket
-                self._poller.watch(
-                    receiver.socket, self._link_act(service, receiver, {g: of_guest(stream, g) for g in names})
-                )
+                self._receivers[label] = receiver
+                self._sources[service, label] = receiver.socket
+                shares = {name: share(stream, name) for name in names}
+                self._poller.watch(receiver.socket, self._link_act(service, label, receiver, shares))
         for label in self._producers:
             if label not in self._consumers:
                 sender = self._sender(context, label, curve)
@@ -162,9 +168,9 @@ class Shell:
             self._servers[service] = server
             self._poller.watch(server.socket, self._control_act(service, server))
             # Those in this shell are heard without a socket; those of this node have this node's key.
-            here = [other for other in SERVICES[service].hears if other not in self._cores]
+            here = [other for other in self._wiring[service].hears if other not in self._cores]
             local = [configuration.reachable(node.events_endpoint(other)) for other in here]
-            remote = list(node.events) if SERVICES[service].hears else []
+            remote = list(node.events) if self._wiring[service].hears else []
             own = None if curve is None else Curve(curve.public, curve.secret, curve.public)
             for endpoints, there in ((local, own), (remote, self._towards(curve, None))):
                 listener = Listener(context, endpoints, there)
@@ -177,11 +183,11 @@ class Shell:
             self._poller.watch(self._notify.fileno(), self._notify_act(self._notify))
 
     def _receiver(
-        self, context: zmq.Context[zmq.Socket[bytes]], service: Service, stream: str, guests: list[str],
+        self, context: zmq.Context[zmq.Socket[bytes]], service: Service, label: str, guests: list[str],
         curve: Curve | None,
     ) -> Receiver | QemuReceiver:  # fmt: skip
         """The consuming end of a link."""
-        link = self._node.link(stream)
+        link, (stream, _) = self._node.link(label), stream_and_share(label)
         qemu = link.qemu()
         if qemu is not None:
             core = self._cores[service]
@@ -193,24 +199,17 @@ class Shell:
 
     def _sender(self, context: zmq.Context[zmq.Socket[bytes]], label: str, curve: Curve | None) -> Sender | QemuSender:
         """The producing end of a link."""
-        stream, guest = stream_and_guest(label)
-        link = (self._node.of_guest(guest) if guest else self._node).link(stream)
+        link, (stream, name) = self._node.link(label), stream_and_share(label)
+        guest = name if self._node.guests else self._node.guest.name
         qemu = link.qemu()
         if qemu is not None:
             made = QemuSender(stream, qemu, link.server is True, link.vnet_hdr)
             self._poller.watch(made.socket, self._care_act(made))
             return made
         return Sender(
-            context, stream, link.endpoint, self._boot, hwm=link.hwm, guest=guest or self._node.guest.name,
+            context, stream, link.endpoint, self._boot, hwm=link.hwm, guest=guest,
             curve=self._towards(curve, link.key),
         )  # fmt: skip
-
-    def _given(self, service: Service) -> tuple[str, ...]:
-        """The streams that a service gives, by the names under which its core gives them."""
-        gives = SERVICES[service].gives
-        if service != "comparer" or not self._node.guests:
-            return gives
-        return tuple(of_guest(stream, guest.name) for stream in gives for guest in self._node.guests)
 
     def _curve(self, context: zmq.Context[zmq.Socket[bytes]]) -> Curve | None:
         if self._node.security.secret_key is None:
@@ -233,7 +232,7 @@ class Shell:
         A comparer of many guests waits for none of their links: its own are shared by all of them.
         """
         found: list[str] = []
-        for stream in SERVICES[service].rests.get(source, ()):
+        for stream in self._wiring[service].rests.get(source, ()):
             inner = stream in self._consumers and stream in self._producers
             found += self._keep_waiting(self._consumers[stream], stream) if inner else [stream]
         return tuple(found)
@@ -264,10 +263,11 @@ class Shell:
 
         return act
 
-    def _link_act(self, service: Service, receiver: Receiver | QemuReceiver, labels: Mapping[str | None, str]) -> Act:
-        """labels: on a link of many guests, each guest's name for the stream."""
-
-        most = MOST_GIVEN if GUEST in SERVICES[service].ports else MOST_FRAMES
+    def _link_act(
+        self, service: Service, label: str, receiver: Receiver | QemuReceiver, shares: Mapping[str, str]
+    ) -> Act:
+        """shares: on a link of many guests, what each guest's share of the stream is called."""
+        most = MOST_GIVEN if GUEST in self._wiring[service].ports else MOST_FRAMES
 
         def act(now: float) -> bool:
             taken = frames = 0
@@ -276,7 +276,7 @@ class Shell:
                 items = receiver.receive()
                 if items is None:
                     break
-                stream = labels.get(receiver.guest, receiver.stream)
+                stream = shares.get(receiver.guest or "", label)
                 for item in items:
                     if isinstance(item, Batch):
                         taken += len(item.data)
@@ -286,13 +286,13 @@ class Shell:
                     break
             more = items is not None
             if more:
-                self._unread.setdefault(receiver.stream, now)
+                self._unread.setdefault(label, now)
             else:
-                self._unread.pop(receiver.stream, None)
+                self._unread.pop(label, None)
             if receiver.rejected > rejected and self._rejections_allowed.allows(now):
                 suppressed = self._rejections_allowed.take_suppressed()
                 log.warning(
-                    "message_rejected", stream=receiver.stream, why=receiver.last_rejection,
+                    "message_rejected", stream=label, why=receiver.last_rejection,
                     total=receiver.rejected, suppressed=suppressed,
                 )  # fmt: skip
             return more
@@ -385,7 +385,9 @@ class Shell:
                 self._ports[service, where].write(item)
             elif where in self._senders:
                 sender = self._senders[where]
-                if not sender.send(item, self._cores[service].epoch):
+                if isinstance(item, Gap) and isinstance(sender, Sender):
+                    sender.skip(self._cores[service].epoch)
+                elif not isinstance(item, Gap) and not sender.send(item, self._cores[service].epoch):
                     self._carry_out(service, self._cores[service].undelivered(where, item, now), now)
                 if isinstance(sender, Sender) and sender.blocked and where not in self._blocked:
                     self._blocked.add(where)
@@ -403,7 +405,7 @@ class Shell:
             event = Event(event.name, {"guest": self._node.guest.name, **event.fields})
         self._servers[service].publish(event)
         for other in self._cores:
-            if service in SERVICES[other].hears:
+            if service in self._wiring[other].hears:
                 self._inner.append((other, EVENTS, event))
         if self._recorder is not None and event.name == "divergence":
             self._recorder.take(event.fields, now)
@@ -446,13 +448,13 @@ class Shell:
             node = configuration.load(self._path, services=(service,), capture=self._capture)
         except configuration.ConfigError as error:
             raise ControlRefused(str(error)) from error
-        core.reload(node)
+        core.reload(self._view(node))
         return {"reloaded": str(self._path)}
 
     def _status(self, service: Service, now: float) -> dict[str, Any]:
-        core, wiring = self._cores[service], SERVICES[service]
+        core, wiring = self._cores[service], self._wiring[service]
         links = {s: self._receivers[s].counters for s in wiring.takes if s in self._receivers}
-        links |= {s: self._senders[s].counters for s in self._gives[service] if s in self._senders}
+        links |= {s: self._senders[s].counters for s in wiring.gives if s in self._senders}
         return {
             "service": service,
             "node": self._node.node,
@@ -494,7 +496,7 @@ class Shell:
 
     def _heard(self, service: Service, now: float) -> float:
         """The moment before which all that came over a service's links was read, as far as this is waited for."""
-        unread = [self._unread[stream] for stream in SERVICES[service].takes if stream in self._unread]
+        unread = [self._unread[stream] for stream in self._wiring[service].takes if stream in self._unread]
         return max(min(unread, default=now), now - MOST_PUT_OFF)
 
     def run(self) -> None:

@@ -34,15 +34,15 @@ EVENTS = "events"
 STREAMS = (INGRESS, TO_GUEST, FROM_GUEST, PRIMARY, SECONDARY, RELEASED)
 
 
-def of_guest(stream: str, guest: str) -> str:
-    """The name of one guest's share of a stream, in a service of many guests: `primary@web`."""
-    return f"{stream}@{guest}"
+def share(stream: str, name: str) -> str:
+    """What one guest's share of a stream is called in a service of many guests, or one worker's: `primary@web`."""
+    return f"{stream}@{name}"
 
 
-def stream_and_guest(label: str) -> tuple[str, str | None]:
-    """The two parts of such a name; without a guest it is a stream itself."""
-    stream, _, guest = label.partition("@")
-    return stream, guest or None
+def stream_and_share(label: str) -> tuple[str, str | None]:
+    """The two parts of such a name; the second is None for a whole stream."""
+    stream, _, name = label.partition("@")
+    return stream, name or None
 
 
 NETWORK = "network"
@@ -81,7 +81,7 @@ class Event:
 
 
 Item = Batch | Cut | Gap | Event
-Output = tuple[str, Batch | Cut] | Event
+Output = tuple[str, Batch | Cut | Gap] | Event
 Outputs = Iterable[Output]
 
 
@@ -93,7 +93,8 @@ class CommandError(Exception):
 class Core(Protocol):
     """What the shell asks of a service. No sockets, clocks, threads or logging in here.
 
-    `now` is monotonic seconds. Outputs are `(stream or port name, Batch or Cut)`, or an `Event`.
+    `now` is monotonic seconds. Outputs are `(stream or port name, Batch or Cut)`, or an `Event`. A `Gap`
+    may be given to a stream: its consumer is told that something is missing there.
     """
 
     epoch: int

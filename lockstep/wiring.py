@@ -12,8 +12,8 @@ network ──▶ mirror ── ingress ─────────────�
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
 from lockstep.streams import (
     FROM_GUEST,
@@ -25,7 +25,11 @@ from lockstep.streams import (
     SECONDARY,
     TO_GUEST,
     UPLINK,
+    share,
 )
+
+if TYPE_CHECKING:
+    from lockstep.config import Node
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +78,24 @@ SERVICES: dict[str, Wiring] = {
 
 #: Streams that stay on the secondary node, and so need no endpoint from the user.
 LOCAL = (TO_GUEST, FROM_GUEST)
+
+
+def of(node: Node, service: str) -> Wiring:
+    """A service's wiring on this node: a comparer of many guests gives each of them its own `released`."""
+    wiring = SERVICES[service]
+    if service != "comparer" or not node.guests:
+        return wiring
+    gives = tuple(share(stream, guest.name) for stream in wiring.gives for guest in node.guests)
+    return replace(wiring, gives=gives)
+
+
+def of_splitter(workers: int) -> Wiring:
+    """The wiring of what stands before the workers of a comparer: each has its share of the streams."""
+    names = [str(number) for number in range(workers)]
+    ways = {stream: tuple(share(stream, name) for name in names) for stream in (PRIMARY, SECONDARY, RELEASED)}
+    return Wiring(
+        ports=(),
+        takes=(*ways[RELEASED], PRIMARY, SECONDARY),
+        gives=(RELEASED, *ways[PRIMARY], *ways[SECONDARY]),
+        rests={PRIMARY: ways[PRIMARY], SECONDARY: ways[SECONDARY], **dict.fromkeys(ways[RELEASED], (RELEASED,))},
+    )

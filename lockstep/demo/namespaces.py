@@ -11,7 +11,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import signal
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ TUN = Path(tap.DEVICE)
 
 # <linux/sched.h>, <linux/prctl.h>, <linux/if_tun.h>
 _CLONE_NEWUSER = 0x10000000
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
+_PR_SET_DUMPABLE = 4
 _TUNSETPERSIST = 0x400454CB
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -97,13 +96,6 @@ def add_tap(device: str) -> None:
         flags = tap.IFF_TAP | tap.IFF_NO_PI | tap.IFF_VNET_HDR
         fcntl.ioctl(tun, tap.TUNSETIFF, struct.pack("16sH22x", device.encode(), flags))
         fcntl.ioctl(tun, _TUNSETPERSIST, 1)
-
-
-def die_with_parent(parent: int) -> None:
-    """Have this process killed when its parent ends. For a child between fork and exec."""
-    _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def prepare() -> None:

@@ -33,9 +33,10 @@ from types import TracebackType
 from typing import IO, Any
 
 from lockstep import control
+from lockstep.children import die_with_parent
 from lockstep.demo import devices
 from lockstep.demo.addresses import ADDRESSES
-from lockstep.demo.namespaces import Namespace, die_with_parent
+from lockstep.demo.namespaces import Namespace
 
 #: service → the node it runs on.
 NODES = {"comparer": "primary", "mirror": "primary", "redirector": "secondary", "rewriter": "secondary"}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from array import array
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -186,6 +187,11 @@ class Sender:
         else:
             self._keep(item, epoch, self._take_number())
         return True
+
+    def skip(self, epoch: int) -> None:
+        """Let the consumer see a gap here: a number that is used up, and a message without frames behind it."""
+        self._take_number()
+        self.send(Batch(b"", array("I")), epoch)
 
     def _take_number(self) -> int:
         self._number += 1

@@ -278,9 +278,10 @@ class Core:
 
     def _primary(self, batch: Batch, now: float) -> list[Output]:
         """Judge each frame. A batch that leaves as it came is passed on without a copy."""
-        if not self._epoch_known:
+        if not self._epoch_known and len(batch):  # one without frames marks a gap, and nothing else
             self._epoch_known = True
             self.epoch = batch.epoch
+            self._hear_early(now)
         self.counters["primary_frames"] += len(batch)
         if self._alone:
             self._number += len(batch)
@@ -748,9 +749,14 @@ class Core:
         self._checkpoint_asked = False
         self._prepared = None
         self.epoch = epoch
+        self._epoch_known = True
         for flow in self._table.flows.values():
             if flow.held:
                 self._watch(flow, now)
+        self._hear_early(now)
+
+    def _hear_early(self, now: float) -> None:
+        """Take what the secondary has said in an epoch that begins, or becomes known, only now."""
         early, self._early, self._early_bytes = self._early, deque(), 0
         for batch in early:
             self._secondary_of_epoch(batch, now)

@@ -16,7 +16,7 @@ from typing import Any
 
 from lockstep.batch import Batch
 from lockstep.config import Node
-from lockstep.streams import EVENTS, CommandError, Cut, Event, Item, Output, of_guest, stream_and_guest
+from lockstep.streams import EVENTS, CommandError, Cut, Event, Item, Output, share, stream_and_share
 from services.comparer.core import COUNTERS, MOST_REMEMBERED, Core
 
 #: Names that an error lists.
@@ -46,7 +46,7 @@ class Guests:
         if isinstance(item, Event):
             guest = item.fields.get("guest")
         else:
-            stream, guest = stream_and_guest(stream)
+            stream, guest = stream_and_share(stream)
         if not isinstance(guest, str) or guest not in self._cores:
             if stream != EVENTS:
                 raise AssertionError(f"the comparer takes no {type(item).__name__} on {stream} of {guest!r}")
@@ -89,7 +89,7 @@ class Guests:
 
     def undelivered(self, stream: str, item: Batch | Cut, now: float) -> list[Output]:
         """See Core in lockstep.streams."""
-        stream, guest = stream_and_guest(stream)
+        stream, guest = stream_and_share(stream)
         if guest is None:
             raise AssertionError(f"the comparer gives {stream} for one of its guests alone")
         return self._said(guest, self._cores[guest].undelivered(stream, item, now))
@@ -124,6 +124,6 @@ class Guests:
         self._due[guest] = deadline
         return [
             Event(output.name, {**output.fields, "guest": guest}) if isinstance(output, Event)
-            else (of_guest(output[0], guest), output[1])
+            else (share(output[0], guest), output[1])
             for output in outputs
         ]  # fmt: skip

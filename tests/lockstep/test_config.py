@@ -757,3 +757,34 @@ def test_vhost_user_needs_a_unix_socket(faults: Faults, address: str, why: str) 
         services=("mirror",),
     )
     assert (fault.setting, fault.why) == ("mirror.guest.address", f"{why}, and capture is `vhost-user`")
+
+
+# A comparer of several processes.
+
+
+def test_a_worker_has_its_share_of_the_limits_and_links_to_the_splitter(load: Load) -> None:
+    node = load('run_dir = "/r"\n[comparer]\nworkers = 3\nmax_flows = 100\n[links]\nprimary = "tcp://127.0.0.1:7102"\n')
+    worker, splitter = node.of_worker("2"), node.of_worker("splitter")
+    assert node.workers() == ("0", "1", "2", "splitter")
+    assert (worker.comparer.max_flows, splitter.comparer.max_flows) == (34, 100)
+    assert [worker.link(stream).endpoint for stream in ("primary", "secondary", "released")] == [
+        "ipc:///r/primary@2", "ipc:///r/secondary@2", "ipc:///r/released@2",
+    ]  # fmt: skip
+    assert splitter.link("primary").endpoint == "tcp://127.0.0.1:7102"
+    assert splitter.link("primary@2") == worker.link("primary")
+    assert worker.control_endpoint("comparer") == "ipc:///r/comparer.2.control"
+    assert node.control_endpoint("comparer") == "ipc:///r/comparer.control"
+    assert Node().workers() == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'fuse = ["comparer", "mirror"]\n[comparer]\nworkers = 2\n',
+        '[[guests]]\nname = "a"\nreleased = "ipc:///r/a"\n[comparer]\nworkers = 2\n',
+        "[comparer]\nworkers = 0\n",
+        "[comparer]\nworkers = 65\n",
+    ],
+)
+def test_workers_are_of_a_comparer_alone(faults: Faults, text: str) -> None:
+    assert [fault.setting for fault in faults(SOUND + text)] == ["comparer.workers"]

@@ -76,7 +76,7 @@ def test_a_device_that_may_not_be_opened_is_not_permitted(monkeypatch: pytest.Mo
 
 PARENT = """
 import os, subprocess, sys, time
-from lockstep.demo.namespaces import die_with_parent
+from lockstep.children import die_with_parent
 parent = os.getpid()
 child = subprocess.Popen(["sleep", "60"], preexec_fn=lambda: die_with_parent(parent))
 print(child.pid, flush=True)

@@ -238,6 +238,31 @@ def test_a_guest_that_is_not_served_is_counted_and_leaves_the_others_numbers_alo
     assert rejections(there) == {"guest": 1}
 
 
+def test_a_gap_that_the_producer_wants_is_seen_at_its_place(
+    ipc: str, sender: MakeSender, receiver: MakeReceiver
+) -> None:
+    """At once, and though messages still wait in the producer."""
+    there, link = receiver(ipc), sender(ipc)
+    link.send(one("0"), 0)
+    link.skip(0)
+    assert take(there, 3) == [[b"0"], Gap("lost", 1), []]
+    full = sender(ipc, OTHER_BOOT)
+    while not full.blocked:
+        full.send(large(0), 0)
+    full.skip(0)
+    full.send(one("behind"), 0)
+    seen: list[object] = []
+
+    def arrived() -> bool:
+        full.flush()
+        seen.extend(item.frames() if isinstance(item, Batch) else item for item in there.receive() or [])
+        return seen[-1:] == [[b"behind"]]
+
+    until(arrived)
+    assert seen.count(Gap("lost", 1)) == 1
+    assert seen[seen.index(Gap("lost", 1)) + 1 :] in ([[], [b"behind"]], [[b"behind"]])
+
+
 def test_nothing_waits_where_nothing_was_sent(ipc: str, receiver: MakeReceiver) -> None:
     assert receiver(ipc).receive() is None
 

@@ -1271,3 +1271,29 @@ def test_frames_that_a_full_link_refused_are_counted(sides: Sides) -> None:
     sides.core.undelivered("released", batch, sides.now)
     assert sides.core.counters["dropped_full"] == 1
     assert sides.conserved()
+
+
+# What a comparer that was just started takes for the epoch.
+
+
+def test_a_batch_without_frames_tells_no_epoch() -> None:
+    """It stands behind a gap, and whoever sent it may not know the epoch either."""
+    sides = Sides()
+    sides.core.push("primary", Batch.of([], 0, 0), sides.now)
+    sides.core.push("primary", Batch.of([udp(b"x")], 0, 4), sides.now)
+    assert sides.core.epoch == 4
+    assert sides.secondary(udp(b"x"), epoch=4) == [udp(b"x")]
+
+
+def test_a_commit_tells_the_epoch_to_a_comparer_that_knew_none() -> None:
+    sides = Sides()
+    sides.cut(6, "commit")
+    sides.core.push("primary", Batch.of([udp(b"x")], 0, 0), sides.now)
+    assert sides.core.epoch == 6
+
+
+def test_what_the_secondary_said_before_the_epoch_was_known_counts() -> None:
+    """A comparer that restarted hears the secondary first."""
+    sides = Sides()
+    assert sides.secondary(udp(b"x"), epoch=4) == []
+    assert sides.left(sides.core.push("primary", Batch.of([udp(b"x")], 0, 4), sides.now)) == [udp(b"x")]

@@ -1,0 +1,109 @@
+"""The splitter: deals the comparer's two streams out to several workers, and joins what they release.
+
+    primary ───▶┐              ┌──▶ primary@0, secondary@0      the comparer of worker 0 ──▶ released@0
+                ├── by flow ──▶┤
+    secondary ─▶┘              └──▶ primary@1, secondary@1      the comparer of worker 1 ──▶ released@1
+
+    released@0, released@1 ──▶ released
+
+A flow is one worker's, on both sides, so what a worker releases is in order. Cuts and gaps go to every
+worker at their place in the stream. The splitter judges nothing, and keeps nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lockstep.batch import Batch
+from lockstep.config import Node
+from lockstep.streams import (
+    PRIMARY,
+    RELEASED,
+    SECONDARY,
+    CommandError,
+    Cut,
+    Event,
+    Gap,
+    Item,
+    Output,
+    share,
+    stream_and_share,
+)
+from lockstep.wire.frame import Frame
+from services.comparer.split import split
+
+
+class Splitter:
+    """See the module. A core like any other.
+
+    seed: 64 bits by which flows are dealt out. Who doesn't know them can't aim at one worker.
+    """
+
+    def __init__(self, config: Node, seed: int) -> None:
+        self._workers = config.comparer.workers
+        self._seed = seed
+        self._frame = Frame()
+        #: The epoch that the batch at work was stamped with: it is passed on as it came.
+        self.epoch = 0
+        self.counters = dict.fromkeys(
+            (
+                "primary_frames", "secondary_frames", "released", "dropped_primary", "dropped_secondary",
+                "dropped_full", "gaps_primary", "gaps_secondary", "gaps_released",
+            ),
+            0,
+        )  # fmt: skip
+        self._ways = {
+            stream: [share(stream, str(number)) for number in range(self._workers)] for stream in (PRIMARY, SECONDARY)
+        }
+
+    def push(self, stream: str, item: Item, now: float) -> list[Output]:
+        """Pass an item on, as the picture above shows."""
+        plain, _ = stream_and_share(stream)
+        if isinstance(item, Batch):
+            self.epoch = item.epoch
+            if plain == RELEASED:
+                self.counters["released"] += len(item)
+                return [(RELEASED, item)]
+            if plain in self._ways:
+                self.counters[f"{plain}_frames"] += len(item)
+                ways = self._ways[plain]
+                return [(ways[worker], part) for worker, part in split(item, self._workers, self._seed, self._frame)]
+        elif isinstance(item, Gap):
+            self.counters[f"gaps_{plain}"] += 1
+            told = Event("gap", {"stream": plain, "reason": item.reason, "lost": item.lost})
+            return [*((way, item) for way in self._ways.get(plain, ())), told]
+        elif isinstance(item, Cut) and plain in self._ways:
+            return [(way, item) for way in self._ways[plain]]
+        raise AssertionError(f"the splitter takes no {type(item).__name__} on {stream}")
+
+    def tick(self, now: float, heard: float | None = None) -> list[Output]:
+        """Nothing is ever due here."""
+        return []
+
+    def next_deadline(self) -> float | None:
+        """See Core in lockstep.streams."""
+        return None
+
+    def command(self, op: str, arguments: Mapping[str, Any], now: float) -> tuple[dict[str, Any], list[Output]]:
+        """It takes no requests of its own: the workers do."""
+        raise CommandError(f"the splitter has no `{op}`")
+
+    def reload(self, config: Node) -> None:
+        """Nothing can change while it runs."""
+
+    def undelivered(self, stream: str, item: Batch | Cut, now: float) -> list[Output]:
+        """A worker that doesn't keep up sees a gap, and releases nothing for it; what it had released is lost."""
+        plain, number = stream_and_share(stream)
+        if isinstance(item, Cut):
+            return [Event("cut_lost", {"stream": plain, "worker": number, "epoch": item.epoch, "phase": item.phase})]
+        if plain == RELEASED:
+            self.counters["released"] -= len(item)
+            self.counters["dropped_full"] += len(item)
+        else:
+            self.counters[f"dropped_{plain}"] += len(item)
+        return []
+
+    def status(self) -> dict[str, Any]:
+        """Nothing besides the counters."""
+        return {}
