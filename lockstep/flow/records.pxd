@@ -2,7 +2,13 @@ cimport cython
 from lockstep.wire.bytes cimport load64
 from lockstep.wire.frame cimport Frame
 
-cdef int _FIELDS, _WORDS, _CHAIN, _MOST_TAGS, _SOURCE4, _SOURCE6
+cdef extern from *:
+    """
+    #define lockstep_prefetch(address) __builtin_prefetch(address)
+    """
+    void lockstep_prefetch(const void* address) noexcept
+
+cdef int _LINE, _FIELDS, _WORDS, _CHAIN, _MOST_TAGS, _SOURCE4, _SOURCE6
 cdef unsigned long long _MASK32, _MASK64
 
 @cython.final
@@ -17,6 +23,9 @@ cdef class Records:
 
     cdef void _see(self, unsigned int[::1] fields, unsigned long long[::1] words, unsigned int[::1] heads) except *
     cdef long long find(self, Frame f, const unsigned char* buf) noexcept
+    cdef unsigned long long approach(self, Frame f, const unsigned char* buf) noexcept
+    @cython.locals(at=cython.longlong)
+    cdef void come_near(self, unsigned long long bucket) noexcept
     cdef long long claim(self, Frame f, const unsigned char* buf) noexcept
     cpdef Py_ssize_t find_key(self, bytes key) except -1
     cpdef Py_ssize_t claim_key(self, bytes key) except -1

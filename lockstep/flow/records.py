@@ -36,6 +36,8 @@ _SOURCE4, _SOURCE6 = ipv4.SOURCE, ipv6.SOURCE
 _MASK32, _MASK64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
 _TCP = frame.IPPROTO_TCP
 
+#: Fields of a cache line.
+_LINE = 16
 #: VLAN tags that a key has room for; flows with more have no record.
 MOST_TAGS = 2
 _MOST_TAGS = MOST_TAGS
@@ -86,6 +88,20 @@ class Records:
             return 0
         self._read(f, buf)
         return self._found()
+
+    def approach(self, f: Frame, buf: Buffer) -> int:
+        """Have the bucket of this segment's flow fetched from memory; its number, for `come_near`."""
+        self._read(f, buf)
+        if cython.compiled:
+            lockstep_prefetch(cython.address(self._heads[self._bucket]))  # type: ignore[name-defined]  # noqa: F821
+        return self._bucket
+
+    def come_near(self, bucket: int) -> None:
+        """Have the first record in a bucket fetched from memory."""
+        if cython.compiled:
+            at = self._heads[bucket] * _FIELDS
+            lockstep_prefetch(cython.address(self.fields[at]))  # type: ignore[name-defined]  # noqa: F821
+            lockstep_prefetch(cython.address(self.fields[at + _LINE]))  # type: ignore[name-defined]  # noqa: F821
 
     def claim(self, f: Frame, buf: Buffer) -> int:
         """A new record, its fields 0, for this segment's flow, which has none; 0 if there can be no more."""

@@ -11,6 +11,7 @@ cdef unsigned int _E_BATCH, _E_INDEX, _E_START, _E_L4, _E_SIZE, _E_NEXT, _E_PREV
 cdef unsigned int _WAITS, _LEAVES, _GONE
 cdef int _TCP, _CHATTER
 cdef unsigned int _SEQ, _ACK_NUMBER, _FLAGS_AT, _WINDOW, _ACK, _ORDINARY
+cdef long long _MANY, _AHEAD
 cdef unsigned int _MASK, _HALF
 
 @cython.final
@@ -35,6 +36,7 @@ cdef class Lane:
     cdef unsigned int* _p_ring
     cdef unsigned int* _s_ring
     cdef Frame _frame, _held_frame
+    cdef unsigned long long _ahead[32]
     cdef double _now
     cdef list _primary, _secondary, _touched
     cdef long long _p_first, _s_first, _p_bytes, _s_bytes, _p_entry, _s_entry, _swept, _p_done, _brought_bytes, _most_bytes
@@ -54,6 +56,8 @@ cdef class Lane:
                    end=cython.int, start=cython.int, index=cython.int, l4=cython.int, record=cython.longlong,
                    at=cython.longlong, size=cython.uint, seq=cython.uint, entry=cython.uint)
     cdef _take_secondary(self, Kept kept, int vnet)
+    @cython.locals(count=cython.longlong, index=cython.longlong, start=cython.longlong, kind=cython.int)
+    cdef void _look_ahead(self, Kept kept, int vnet, long long first, long long end) noexcept
     @cython.locals(record=cython.longlong)
     cdef long long _open(self, Frame f, const unsigned char* data) noexcept
     @cython.locals(fields="unsigned int*", ack=cython.uint, edge=cython.uint)

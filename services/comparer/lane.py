@@ -59,6 +59,8 @@ RECENT_BYTES, RECENT_BATCHES = 8 << 20, 4096
 #: Bytes of histories that flows brought with them into the lane, and seconds until they are given up.
 BROUGHT_BYTES, BROUGHT_AGE = 8 << 20, 5.0
 
+#: With more flows than MANY, so many frames (a power of 2) are looked at ahead, to have their records on the way.
+MANY, AHEAD = 16_384, 32
 #: Records looked at in one sweep.
 SWEPT = 65_536
 
@@ -94,6 +96,7 @@ _TCP, _CHATTER = frame.TCP, frame.CHATTER
 _SEQ, _ACK_NUMBER, _FLAGS_AT, _WINDOW = tcp.SEQ, tcp.ACK_NUMBER, tcp.FLAGS, tcp.WINDOW
 _ACK = tcp.ACK
 _ORDINARY = tcp.ACK | tcp.SYN | tcp.FIN | tcp.RST | tcp.URG
+_MANY, _AHEAD = MANY, AHEAD
 _MASK, _HALF = 0xFFFFFFFF, 0x80000000
 
 
@@ -144,6 +147,8 @@ class Lane:
         self.ask = False
         self.waiting = 0
         self._frame, self._held_frame = Frame(), Frame()
+        if not cython.compiled:
+            self._ahead = [0] * AHEAD  # compiled, it lies in this object
         self._now = 0.0
         self._primary: list[Kept] = []
         self._secondary: list[Kept] = []
@@ -190,6 +195,8 @@ class Lane:
         for index in range(kept.count):
             start = end
             end += kept.lengths[index]
+            if cython.compiled and not index & _AHEAD - 1 and self.count > _MANY:
+                self._look_ahead(kept, vnet, index, start)
             kind = dissect_at(f, data, start + vnet, end)
             if kind != _TCP:
                 if kind == _CHATTER:
@@ -271,6 +278,8 @@ class Lane:
         for index in range(kept.count):
             start = end
             end += kept.lengths[index]
+            if cython.compiled and not index & _AHEAD - 1 and self.count > _MANY:
+                self._look_ahead(kept, vnet, index, start)
             if dissect_at(f, data, start + vnet, end) != _TCP:
                 self.core.careful_secondary(kept.batch, start, end, self._now)
                 continue
@@ -326,6 +335,19 @@ class Lane:
                 kept.left += 1
             if fields[at + _P_HEAD]:
                 self._match(record)
+
+    def _look_ahead(self, kept: Kept, vnet: int, first: int, end: int) -> None:
+        """Have the records of the next frames fetched from memory, all at once instead of one after the other."""
+        if cython.compiled:
+            count = min(_AHEAD, kept.count - first)
+            for index in range(count):
+                start = end
+                end += kept.lengths[first + index]
+                kind = dissect_at(self._frame, kept.data, start + vnet, end)
+                # Bucket 0 stands for none as well: it is fetched for nothing.
+                self._ahead[index] = self.records.approach(self._frame, kept.data) if kind == _TCP else 0
+            for index in range(count):
+                self.records.come_near(self._ahead[index])
 
     def _open(self, f: Frame, data: Buffer) -> int:
         """A record for a new flow, picked up in its middle; 0 if the careful path is to decide."""

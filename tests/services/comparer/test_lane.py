@@ -8,13 +8,13 @@ from array import array
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packets import ACK, PSH, segment
+from packets import ACK, PSH, arp_reply, segment
 
 from lockstep.batch import Batch
 from lockstep.config import Node
 from lockstep.streams import Cut, Event
 from services.comparer.core import MADE, Core
-from services.comparer.lane import BACKLOG_STALL, FEW, MOST_BYTES, PRIMARY_STALL, RING
+from services.comparer.lane import BACKLOG_STALL, FEW, MANY, MOST_BYTES, PRIMARY_STALL, RING
 
 ISN, CLIENT_ISN = 0xFFFFFF00, 900  # data begins shortly before the wrap
 STREAM = bytes((i * 7 + i // 256) & 0xFF for i in range(1200))
@@ -253,6 +253,19 @@ def test_more_than_a_ring_holds_takes_the_careful_path() -> None:
         comparer.push("secondary", piece(0, 0, ack=1, port=port))
     assert len(comparer.left) == 3 * len(batch)
     assert comparer.conserved()
+
+
+def test_among_many_flows_each_is_found() -> None:
+    """More of them than from which on records are fetched ahead, and among their frames some that are no TCP."""
+    comparer = Comparer()
+    ports = range(1, MANY + 1000)
+    for turn in range(2):
+        frames = [piece(turn * 2, 2, port=port) for port in ports]
+        frames.insert(5, arp_reply())
+        comparer.push("primary", *frames)
+        comparer.push("secondary", *frames[6:], *frames[:6])
+    assert len(comparer.left) == 2 * (len(ports) + 1)
+    assert comparer.in_the_lane() == len(ports)
 
 
 def test_bytes_that_wait_are_bounded() -> None:
