@@ -184,6 +184,10 @@ class Port(_Model):
         None, description="tap, packet: network namespace of the interface: a name, a path or a pid"
     )
     mtu: Annotated[int, Field(ge=576, le=65535)] | None = Field(None, description="tap, packet: set on the interface")
+    multi_queue: bool = Field(
+        False, description="tap: the device has several queues, and this port is one; each flow comes to one of them"
+    )
+    persistent: bool = Field(False, description="tap: the device outlives the service, as with `ip tuntap add`")
     fanout: Annotated[int, Field(ge=1, le=65535)] | None = Field(
         None, description="packet: a number shared by all that read this interface; each flow comes to one of them"
     )

@@ -20,7 +20,10 @@ def open_port(node: Node, service: str, name: str) -> Port:
         if frontend == "tap":
             from lockstep.capture.tap import TapPort
 
-            return TapPort(label, settings.device, settings.netns, settings.mtu)
+            return TapPort(
+                label, settings.device, settings.netns, settings.mtu,
+                multi_queue=settings.multi_queue, persistent=settings.persistent,
+            )  # fmt: skip
         from lockstep.capture.packet import PacketPort
 
         return PacketPort(label, settings.device, settings.netns, settings.mtu, settings.fanout)

@@ -2,7 +2,8 @@
 
 The device may lie in another network namespace (`netns`), for example as the `eth0` of a
 container. One that exists is attached to; one that doesn't is made, and lives as long as this
-process. Make it beforehand (`ip tuntap add … vnet_hdr`) and it keeps its addresses over a restart.
+process, or with `persistent` until somebody deletes it. Such a one, and one made beforehand
+(`ip tuntap add … vnet_hdr`), keeps its addresses over a restart.
 Source: Linux `Documentation/networking/tuntap.rst`, `include/uapi/linux/if_tun.h`.
 """
 
@@ -23,9 +24,10 @@ from lockstep.wire.vnet import convert
 DEVICE = "/dev/net/tun"
 
 TUNSETIFF = 0x400454CA
+TUNSETPERSIST = 0x400454CB
 TUNSETOFFLOAD = 0x400454D0
 TUNSETVNETHDRSZ = 0x400454D8
-IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+IFF_TAP, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x0100, 0x1000, 0x4000
 TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN = 0x01, 0x02, 0x04, 0x08
 
 #: `struct virtio_net_hdr`. With Ethernet's 14 bytes it puts the IP header on a multiple of 4.
@@ -36,16 +38,31 @@ _SLOT = MAX_FRAME + VNET
 
 
 class TapPort(Port):
-    """A TAP device, opened and brought up by the constructor; raises PortError."""
+    """A TAP device, opened and brought up by the constructor; raises PortError.
 
-    def __init__(self, name: str, device: str, netns: str | None = None, mtu: int | None = None) -> None:
+    multi_queue: the device has several queues, and this port is one of them: each flow's frames come to
+    one queue. persistent: the device stays when nobody has it open any more.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        device: str,
+        netns: str | None = None,
+        mtu: int | None = None,
+        *,
+        multi_queue: bool = False,
+        persistent: bool = False,
+    ) -> None:
         super().__init__(name, VNET)
         self._fd = -1
         self._device = device
         with entered(netns, name):
-            self._fd = _open(name, device, netns)
+            self._fd = _open(name, device, netns, multi_queue)
             try:
                 bring_up(name, device, mtu)
+                if persistent:
+                    fcntl.ioctl(self._fd, TUNSETPERSIST, 1)
             except PortError:
                 self.close()
                 raise
@@ -117,7 +134,7 @@ class TapPort(Port):
             self._fd = -1
 
 
-def _open(name: str, device: str, netns: str | None) -> int:
+def _open(name: str, device: str, netns: str | None, multi_queue: bool) -> int:
     where = f"{device}{f' in {netns}' if netns else ''}"
     try:
         fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -127,7 +144,8 @@ def _open(name: str, device: str, netns: str | None) -> int:
             raise PortPermissionError(f"{name}: {DEVICE}: {error.strerror}; {way_out}") from error
         raise PortError(f"{name}: {DEVICE}: {error.strerror}; load the `tun` module (modprobe tun)") from error
     try:
-        fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", device.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
+        flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if multi_queue else 0)
+        fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", device.encode(), flags))
         fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", VNET))
         fcntl.ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN)
     except OSError as error:
@@ -137,7 +155,10 @@ def _open(name: str, device: str, netns: str | None) -> int:
             raise PortPermissionError(f"{name}.device = {where}: {error.strerror}; {way_out}") from error
         ways_out = {
             errno.EBUSY: "another process has it; stop that one, or name another device",
-            errno.EINVAL: "it exists and is no TAP with vnet_hdr; remake it with `ip tuntap add mode tap vnet_hdr`",
+            errno.EINVAL: "it exists and is no TAP with vnet_hdr; remake it with `ip tuntap add mode tap vnet_hdr"
+            f"{' multi_queue' if multi_queue else ''}`"
+            f"{'' if multi_queue else ', or set `multi_queue = true` where it has many queues'}",
+            errno.E2BIG: "all its queues are taken; stop a reader, or name another device",
         }
         way_out = ways_out.get(error.errno or 0, "name another device")
         raise PortError(f"{name}.device = {where}: {error.strerror}; {way_out}") from error

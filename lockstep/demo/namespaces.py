@@ -25,7 +25,6 @@ TUN = Path(tap.DEVICE)
 # <linux/sched.h>, <linux/prctl.h>, <linux/if_tun.h>
 _CLONE_NEWUSER = 0x10000000
 _PR_SET_DUMPABLE = 4
-_TUNSETPERSIST = 0x400454CB
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -95,7 +94,7 @@ def add_tap(device: str) -> None:
     with open(TUN, "r+b", buffering=0) as tun:
         flags = tap.IFF_TAP | tap.IFF_NO_PI | tap.IFF_VNET_HDR
         fcntl.ioctl(tun, tap.TUNSETIFF, struct.pack("16sH22x", device.encode(), flags))
-        fcntl.ioctl(tun, _TUNSETPERSIST, 1)
+        fcntl.ioctl(tun, tap.TUNSETPERSIST, 1)
 
 
 def prepare() -> None:

@@ -443,9 +443,53 @@ def test_a_device_that_is_no_tap_names_the_setting_and_a_way_out(namespace: Make
     home = namespace()
     home.ip("tuntap add dev tun0 mode tun")
     home.ip("tuntap add dev many0 mode tap multi_queue")
-    way_out = r"it exists and is no TAP with vnet_hdr; remake it with `ip tuntap add mode tap vnet_hdr`"
+    way_out = r"it exists and is no TAP with vnet_hdr; remake it with `ip tuntap add mode tap vnet_hdr`, or set"
     with pytest.raises(PortError, match=rf"mirror\.guest\.device = {device} in .*{way_out}"):
         TapPort("mirror.guest", device, home.path)
+
+
+def test_a_device_with_many_queues_gives_each_flow_to_one_port(namespace: MakeNamespace) -> None:
+    """The kernel spreads by hash, and writes of both arrive."""
+    home = namespace()
+    home.ip("tuntap add dev tap0 mode tap vnet_hdr multi_queue")
+    ports = [TapPort("mirror.guest", "tap0", home.path, multi_queue=True) for _ in range(2)]
+    home.ip(f"link set tap0 address {mac(GUEST_MAC)}")
+    for command in (f"addr add {GUEST}/24 dev tap0", f"neigh add {CLIENT} lladdr {mac(CLIENT_MAC)} dev tap0"):
+        home.ip(command)
+    for flow in range(64):
+        with home.inside(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sending:
+            sending.bind((GUEST, 20000 + flow))
+            for number in range(3):
+                sending.sendto(bytes([flow, number]), (CLIENT, 40000))
+    seen = []
+    for port in ports:
+        batch = port.read()
+        assert batch is not None
+        seen.append([(frame[-2], frame[-1]) for frame in batch.frames()])
+    assert sorted(seen[0] + seen[1]) == [(flow, number) for flow in range(64) for number in range(3)]
+    assert not {flow for flow, _ in seen[0]} & {flow for flow, _ in seen[1]}
+    with home.inside(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as listening:
+        listening.settimeout(PATIENCE)
+        listening.bind((GUEST, 5300))
+        for port in ports:
+            port.write(Batch.of([udp(b"hello", source=CLIENT, destination=GUEST, dport=5300)]))
+            assert listening.recv(100) == b"hello"
+            port.close()
+
+
+def test_a_persistent_device_outlives_its_port(namespace: MakeNamespace) -> None:
+    home = namespace()
+    TapPort("mirror.guest", "tap0", home.path, persistent=True).close()
+    home.ip(f"addr add {GUEST}/24 dev tap0")
+    TapPort("mirror.guest", "tap0", home.path).close()
+    assert f"inet {GUEST}/24" in home.ip("addr show dev tap0")
+
+
+def test_a_device_with_one_queue_is_none_of_many(namespace: MakeNamespace) -> None:
+    home = namespace()
+    home.ip("tuntap add dev tap0 mode tap vnet_hdr")
+    with pytest.raises(PortError, match=r"remake it with `ip tuntap add mode tap vnet_hdr multi_queue`"):
+        TapPort("mirror.guest", "tap0", home.path, multi_queue=True)
 
 
 def test_a_machine_without_the_tun_module_is_told_to_load_it(
