@@ -9,6 +9,7 @@ the ethertype and the two MAC addresses.
 from __future__ import annotations
 
 import ipaddress
+from typing import TypeGuard
 
 from lockstep.batch import Buffer
 from lockstep.wire import ethernet, frame, icmp, ipv4, ipv6, vlan
@@ -90,6 +91,13 @@ def _ports(f: Frame, buf: Buffer) -> bytes:
     if f.kind in (frame.ICMP, frame.ICMPV6) and buf[f.l4] in _ECHOES:
         return bytes(buf[f.l4 + icmp.IDENT : f.l4 + icmp.IDENT + 2])
     return b""
+
+
+def is_tcp_key(key: object) -> TypeGuard[bytes]:
+    """Whether anything that another process sent is the key of a TCP flow."""
+    if not isinstance(key, bytes) or len(key) < 3 or key[2] != frame.IPPROTO_TCP or key[1] not in (4, 6):
+        return False
+    return key[0] <= vlan.MOST_TAGS and len(key) == 3 + 2 * key[0] + (8 if key[1] == 4 else 32) + 4
 
 
 def describe(key: bytes) -> dict[str, object]:

@@ -23,7 +23,7 @@ from typing import Any
 
 from lockstep.batch import Batch, BatchBuilder, Buffer
 from lockstep.config import Node
-from lockstep.flow.key import describe
+from lockstep.flow.key import describe, is_tcp_key
 from lockstep.streams import EVENTS, PRIMARY, RELEASED, SECONDARY, CommandError, Cut, Event, Gap, Item, Output
 from lockstep.wire import arp, ethernet, frame, icmp, tcp
 from lockstep.wire.frame import Frame, dissect
@@ -204,7 +204,7 @@ class Core:
     def _told(self, event: Event, now: float) -> None:
         """The rewriter passed a client's RST on: what the primary said last may have no counterpart."""
         key = event.fields.get("key")
-        if event.name != "reset_by_client" or not isinstance(key, bytes):
+        if event.name != "reset_by_client" or not is_tcp_key(key):
             return
         self._lane.promote_key(key, now)
         flow = self._table.flows.get(key)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packets import CLIENT, CLIENT6, GUEST, GUEST6, echo_reply, ethernet, from_client, ip, segment, udp
 
-from lockstep.flow.key import describe, flow_key, quoted_tcp, reversed_key
+from lockstep.flow.key import describe, flow_key, is_tcp_key, quoted_tcp, reversed_key
 from lockstep.wire.frame import Frame, dissect
 
 GUEST_TO_CLIENT = "0a4d0002 0a4d0001"
@@ -187,3 +187,24 @@ def test_any_quotation_is_read_within_its_frame(v6: bool, kind: int, quoted: byt
     data = icmp_error(quoted, v6=v6, kind=kind)
     found = quoted_tcp(dissected(data), data)
     assert found is None or found[1] + 8 <= len(data)
+
+
+@pytest.mark.parametrize(
+    ("said", "is_one"),
+    [
+        (key(segment(1)), True),
+        (key(segment(1, vlan=(5, 6))), True),
+        (key(segment(1, source=GUEST6, destination=CLIENT6)), True),
+        (key(udp(b"x")), False),
+        (key(segment(1))[:-1], False),
+        (key(segment(1)) + b"\0", False),
+        (b"\xff" + key(segment(1))[1:] + bytes(2 * 255), False),
+        (b"\0\4", False),
+        (b"", False),
+        ("a text", False),
+        (None, False),
+    ],
+)
+def test_keys_that_other_processes_send_are_checked(said: object, is_one: bool) -> None:
+    """A key of TCP has the length that its first two bytes say, and nothing else is one."""
+    assert is_tcp_key(said) is is_one
