@@ -46,6 +46,7 @@ ENV_RESERVED = frozenset(
         "LOCKSTEP_BUILD",
         "LOCKSTEP_FLOOD",
         "LOCKSTEP_FUZZ",
+        "LOCKSTEP_VM_MIB",
     }
 )
 

@@ -1,0 +1,1 @@
+"""Real guests: QEMU, Debian's cloud kernel, busybox."""
