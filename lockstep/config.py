@@ -174,6 +174,20 @@ class Link(_Model):
         return value
 
 
+_Rate = Annotated[float, Field(ge=0, le=1)]
+
+
+class Faults(_Model):
+    """A bad wire on purpose, for tests."""
+
+    seed: int = Field(0, description="the same seed and the same frames give the same faults")
+    loss: _Rate = Field(0.0, description="share of the frames that are lost, each way")
+    duplicate: _Rate = Field(0.0, description="share that comes twice")
+    reorder: _Rate = Field(0.0, description="share that comes 2 ms late, after others")
+    corrupt: _Rate = Field(0.0, description="share with a wrong bit behind the Ethernet header")
+    delay: Annotated[float, Field(ge=0, le=10)] = Field(0.0, description="seconds by which every frame comes late")
+
+
 class Port(_Model):
     """A capture frontend's two-way end. Each frontend uses the settings it knows."""
 
@@ -200,6 +214,11 @@ class Port(_Model):
     queues: Annotated[int, Field(ge=1, le=16)] = Field(1, description="vhost-user: most queue pairs of the guest")
     read: Path | None = Field(None, description="pcap: file whose frames come in (pcap or pcapng)")
     write: Path | None = Field(None, description="pcap: file that takes the frames that go out (.pcap or .pcapng)")
+    trace: Path | None = Field(None, description="pcapng file of what passes the port, whatever the frontend")
+    trace_bytes: Annotated[int, Field(ge=1 << 20)] = Field(
+        64 << 20, description="bytes of that file and of the one before it (.old)"
+    )
+    faults: Faults = Field(default_factory=Faults, description="loss, delay and the like, whatever the frontend")
 
     @field_validator("address")
     @classmethod

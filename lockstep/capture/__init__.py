@@ -6,11 +6,29 @@ Which one a port uses is a setting (`capture = "tap"`) or a flag (`--capture pca
 from __future__ import annotations
 
 from lockstep.capture.base import Port, PortError
-from lockstep.config import Node
+from lockstep.config import Faults, Node
 
 
 def open_port(node: Node, service: str, name: str) -> Port:
-    """Open one port of a service as the node configures it; raises PortError."""
+    """Open one port of a service as the node configures it, decorators included; raises PortError."""
+    settings = node.port(service, name)
+    port = _open(node, service, name)
+    try:
+        if settings.faults != Faults(seed=settings.faults.seed):
+            from lockstep.capture.faults import FaultsPort, Rates
+
+            port = FaultsPort(port, Rates(**settings.faults.model_dump(exclude={"seed"})), settings.faults.seed)
+        if settings.trace is not None:
+            from lockstep.capture.trace import TracePort
+
+            port = TracePort(port, settings.trace, settings.trace_bytes)
+    except BaseException:
+        port.close()
+        raise
+    return port
+
+
+def _open(node: Node, service: str, name: str) -> Port:
     settings = node.port(service, name)
     frontend = node.frontend(service, name)
     label = f"{service}.{name}"

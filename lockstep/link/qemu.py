@@ -115,7 +115,6 @@ class QemuReceiver:
         return items or ([] if got else None)
 
     @property
-    @property
     def rejected(self) -> int:
         """How many connections were dropped because their bytes were no frames."""
         return self.counters["rejected_framing"]

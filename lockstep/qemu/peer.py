@@ -6,8 +6,6 @@ connecting, trying again later, and sending what a slow peer did not take at onc
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import errno
 import os
 import select
@@ -16,6 +14,7 @@ from pathlib import Path
 
 from lockstep.batch import Buffer
 from lockstep.qemu.address import Address, SocketAddress
+from lockstep.timer import Timer
 
 #: Bytes that wait for a slow peer before further ones are refused.
 MOST_PENDING = 4 << 20
@@ -23,10 +22,6 @@ MOST_PENDING = 4 << 20
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
 #: Seconds of silence after which a dead host is looked for, as on every other link.
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 6))
-
-_CLOCK_MONOTONIC = 1
-_TFD_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class PeerError(Exception):
@@ -55,13 +50,13 @@ class Peer:
         self._connecting = False
         self._pending = bytearray()
         self._pause = FIRST_PAUSE
-        self._timer = -1
+        self._timer: Timer | None = None
         try:
             if server:
                 self._listener = _listen(address, self._family, self._where)
                 self._epoll.register(self._listener, select.EPOLLIN)
             else:
-                self._timer = _libc.timerfd_create(_CLOCK_MONOTONIC, _TFD_FLAGS)
+                self._timer = Timer()
                 self._epoll.register(self._timer, select.EPOLLIN)
                 self._connect()
         except BaseException:
@@ -85,9 +80,8 @@ class Peer:
     def work(self) -> None:
         """Accept, connect or send what waits, as far as that goes without waiting."""
         for descriptor, events in self._epoll.poll(0):
-            if descriptor == self._timer:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(self._timer, 8)
+            if self._timer is not None and descriptor == self._timer.fileno():
+                self._timer.take()
                 self._connect()
             elif self._listener is not None and descriptor == self._listener.fileno():
                 self._accept()
@@ -153,9 +147,8 @@ class Peer:
         if self._listener is not None and self._address.path is not None:
             Path(self._address.path).unlink(missing_ok=True)
         self._socket = self._listener = None
-        if self._timer >= 0:
-            os.close(self._timer)
-            self._timer = -1
+        if self._timer is not None:
+            self._timer.close()
         self._epoll.close()
 
     # --- connections
@@ -209,10 +202,8 @@ class Peer:
 
     def _try_later(self) -> None:
         """Set the timer, and wait twice as long the next time."""
-        seconds, rest = divmod(self._pause, 1)
-        # struct itimerspec: no interval, then the time until it fires.
-        when = (ctypes.c_long * 4)(0, 0, int(seconds), int(rest * 1e9))
-        _libc.timerfd_settime(self._timer, 0, when, None)
+        assert self._timer is not None
+        self._timer.set(self._pause)
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
     # --- sending
