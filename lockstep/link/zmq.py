@@ -32,6 +32,8 @@ from lockstep.streams import Cut, Gap
 TCP_BUFFER = 1 << 20
 #: Bytes that wait in a producer whose link is full: about what one TCP connection has in flight at most.
 MOST_PENDING = 16 << 20
+#: Frames of waiting batches that are joined in one message: a consumer does nothing else before it is done with it.
+MOST_JOINED = 512
 #: Message parts from this size on are not copied.
 LARGE = 64 << 10
 #: How long a closing producer goes on delivering what it has, in milliseconds.
@@ -274,6 +276,7 @@ def _joins(last: _Pending, batch: Batch, epoch: int, following: int) -> bool:
         and last.number + 1 == following
         and (last.item.vnet, last.epoch) == (batch.vnet, epoch)
         and len(last.item.data) + len(batch.data) <= MAX_BATCH
+        and len(last.item.lengths) + len(batch.lengths) <= MOST_JOINED
     )
 
 

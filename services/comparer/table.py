@@ -7,6 +7,7 @@ way, the oldest first, and they have a pool of their own, so a flood of SYNs evi
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 
 from lockstep.batch import Buffer
 from lockstep.config import Comparer
@@ -35,7 +36,7 @@ class FlowTable:
     def __init__(self, config: Comparer, counters: dict[str, int], lane: Lane) -> None:
         self.config = config
         self.flows: dict[bytes, Flow] = {}
-        self.half_open: dict[bytes, None] = {}
+        self.half_open: OrderedDict[bytes, None] = OrderedDict()  # a dict takes long to find its first key
         self.kept = 0
         self.held = 0
         self._counters = counters

@@ -7,6 +7,8 @@ untouched, and so is never matched: a limit costs protection, and lets nothing o
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from lockstep.config import Rewriter
 from lockstep.flow.sweep import SHORT_IDLE, Sweep
 from services.rewriter.connection import Connection
@@ -22,7 +24,7 @@ class ConnectionTable:
         self.config = config
         self.open: dict[bytes, Connection] = {}
         #: The one whose SYN was said last is at the end.
-        self.half_open: dict[bytes, Connection] = {}
+        self.half_open: OrderedDict[bytes, Connection] = OrderedDict()  # a dict takes long to find its first key
         self._counters = counters
         self._sweep = Sweep()
 
