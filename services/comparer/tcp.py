@@ -89,9 +89,9 @@ class TcpFlow(Flow):
         #: Place of the secondary's FIN, and (seq, ack) of its RSTs; each proves one of the primary's.
         self.fin: int | None = None
         self.resets: tuple[tuple[int, int | None], ...] = ()
-        #: Places of its urgent pointers, and the byte of its last keep-alive.
+        #: Places of its urgent pointers, and its last keep-alive with a byte: (place, byte).
         self.urgent: tuple[int, ...] = ()
-        self.probe: int | None = None
+        self.probe: tuple[int, int] | None = None
         #: What the client may be told of the receive window; None until the scale is known.
         self.window: Window | None = None
         #: The secondary's last ack and window field since its last SYN, until the scale is known.
@@ -205,7 +205,7 @@ class TcpFlow(Flow):
         return size == 1 and place == self.frontier - 1
 
     def _probes_alike(self, place: int, buf: Buffer, payload: int, end: int) -> bool:
-        return self._is_probe(place, end - payload) and self.probe == buf[payload]
+        return self._is_probe(place, end - payload) and self.probe == (place, buf[payload])
 
     def is_keep_alive(self, buf: Buffer, l4: int, payload: int, end: int) -> bool:
         """Whether a held segment is a keep-alive with a byte of its own: nobody misses it if it never leaves."""
@@ -385,13 +385,13 @@ class TcpFlow(Flow):
         found = None
         if end > payload and not self.said.add(place, buf[payload:end]):
             if end - payload == 1 and place + 1 == self.said.end():
-                self.probe = buf[payload]
+                self.probe = place, buf[payload]
                 return None
             at = self.said.place
             context = bytes(buf[payload + at - place : min(payload + at - place + CONTEXT, end)])
             found = Finding("secondary_contradicts_itself", at, b"", context)
         elif self._is_probe(place, end - payload):
-            self.probe = buf[payload]
+            self.probe = place, buf[payload]
         if flags & tcp.FIN:
             self.fin = place + end - payload
         return found

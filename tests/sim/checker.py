@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sim.plans import COMPLETE, REFUSED, RESET, Plans
 from sim.scenario import FOREVER, Scenario
-from sim.wire import ACK, FIN, MASK, PROTO_TCP, RST, SYN, Flow, Packet, Reader, distance
+from sim.wire import ACK, CWR, FIN, MASK, PROTO_TCP, PSH, RST, SYN, URG, Flow, Packet, Reader, distance
 
 if TYPE_CHECKING:
     from sim.world import World
@@ -53,6 +53,9 @@ class Life:
         self.ack: int | None = None
         self.top = 0
         self.fins: set[int] = set()
+        #: Places of urgent pointers, and single bytes said again: a keep-alive carries any.
+        self.urgent: set[int] = set()
+        self.probes: set[tuple[int, bytes]] = set()
         self.syns: set[tuple[int, int, tuple[bytes, ...]]] = set()
         self.stamps: set[int] = set()
         #: Said by the primary before the cut that made this copy: place, ack, FIN, SYN.
@@ -73,6 +76,7 @@ class Life:
         """What the secondary knows of it as a copy."""
         other = Life(self.label, self.iss, self.key, self.turn)
         other.covered, other.covered_ack, other.covered_fins = self.top, self.ack, set(self.fins)
+        other.urgent, other.probes = set(self.urgent), set(self.probes)
         other.top, other.stamps, other.copied = self.top, self.stamps, True
         other.syns = set(self.syns)
         return other
@@ -87,7 +91,11 @@ class Life:
         if p.flags & SYN:
             self.syns.add(syn_said(p))
         place = distance(p.seq, self.iss + 1)
-        if p.payload and place >= 0:
+        if p.flags & URG:
+            self.urgent.add(place + p.urgent)
+        if len(p.payload) == 1 and place < self.top:
+            self.probes.add((place, p.payload))
+        elif p.payload and place >= 0:
             end = place + len(p.payload)
             if len(self.said) < end:
                 self.said.extend(bytes(end - len(self.said)))
@@ -132,7 +140,7 @@ class Life:
 def syn_said(p: Packet) -> tuple[int, int, tuple[bytes, ...]]:
     """What a SYN says, in which two replicas must agree."""
     options = tuple(option for option in p.options if option[0] != MULTIPATH)
-    return p.flags & (SYN | ACK), p.ack if p.flags & ACK else 0, options
+    return p.flags & ~PSH, p.ack if p.flags & ACK else 0, options
 
 
 class Entry:
@@ -161,6 +169,9 @@ class Checker:
         self.datagrams_out: Counter[tuple[Flow, bytes]] = Counter()
         self.wholes: set[tuple[Flow, bytes]] = set()
         self.resets: dict[Flow, set[tuple[int, int | None]]] = {}
+        #: How many RSTs of the secondary stood at a number, and how many have left there.
+        self.resets_said: Counter[tuple[Flow, int]] = Counter()
+        self.resets_out: Counter[tuple[Flow, int]] = Counter()
         #: Frames on their way: mirror → comparer, comparer → mirror.
         self.to_comparer: deque[tuple[bytes, int, int]] = deque()
         self.to_mirror: deque[tuple[bytes, int]] = deque()
@@ -185,6 +196,8 @@ class Checker:
         self.unprotected_pairs: set[str] = set()
         self.named: dict[str, set[Flow]] = {}
         self.diverged: dict[str, str] = {}
+        #: Those that had diverged before the call at hand.
+        self.standing: frozenset[str] = frozenset()
         self.divergences: list[tuple[float, dict[str, Any]]] = []
         self.taken_in = self.let_out = self.longest = 0
         self.speaking = self.primary_dead = False
@@ -320,6 +333,8 @@ class Checker:
         self.datagrams_out.clear()
         self.wholes.clear()
         self.resets.clear()
+        self.resets_said.clear()
+        self.resets_out.clear()
         self.loose.clear()
 
     # --- cores
@@ -532,13 +547,11 @@ class Checker:
         """Whether this segment of the client is an answer to a life's SYN."""
         if p.flags & RST:
             return False
-        opened_by_guest = not any(flags & ACK for flags, _, _ in life.syns)
-        if bool(p.flags & SYN) != opened_by_guest and not (opened_by_guest and self.rewriter_speaking):
+        accepted = [ack for flags, ack, _ in life.syns if flags & ACK]
+        if not accepted and not p.flags & SYN and not self.rewriter_speaking:
             return False
-        if not opened_by_guest:
-            irs = next(ack for flags, ack, _ in life.syns if flags & ACK)
-            if not -1 <= distance(p.seq, irs) < 1 << 24:
-                return False
+        if accepted and not -1 <= distance(p.seq + bool(p.flags & SYN), accepted[0]) < 1 << 24:
+            return False
         primary = self._counterpart(life, self.lives["primary"])
         if primary is None or primary.place(p.ack) != 0:
             # Not the answer that a rewriter can learn from: nothing can be said about this connection.
@@ -594,6 +607,7 @@ class Checker:
             self._piece(p)
 
     def _says_reset(self, q: Packet) -> None:
+        self.resets_said[q.flow, q.seq] += 1
         self.resets.setdefault(q.flow, set()).add((q.seq, q.ack if q.flags & ACK else None))
 
     def _piece(self, p: Packet) -> None:
@@ -603,6 +617,7 @@ class Checker:
     # --- the comparer
 
     def _at_comparer(self, what: str, said: Any, out: list[Any], events: list[Any]) -> None:
+        self.standing = frozenset(self.diverged)
         if what == "undelivered":
             # The link was full: these frames were let out, and never came to the mirror.
             for _ in said[1][2]:
@@ -778,11 +793,17 @@ class Checker:
             return
         entry, part = self._entry(p, raw, vnet)
         if entry is None:
+            front = self.front.get(p.flow)
+            if raw in self.acks and front is not None and distance(p.seq, front) > 1:
+                raise Violation(1, f"an ACK left that stands behind bytes that have not: {p}, they end at {front}")
             if self._life("primary", p) is not None or not self._offsets_doubtful():
                 self._proven(part)
             return
         if entry.free or p.kind == "chatter":
             return
+        still = not self.scenario.limited and self.scenario.on_divergence != "unprotect"
+        if still and p.kind == "tcp" and f"tcp {self._name(p)}" in self.standing and entry.epoch == self.epoch:
+            raise Violation(1, f"{self._name(p)} has diverged, no checkpoint was committed, and this left: {p}")
         if p.kind == "bad":
             raise Violation(8, f"a frame that nobody can read left: {raw.hex()}")
         if entry.epoch < self.epoch:
@@ -846,7 +867,11 @@ class Checker:
         if (p.seq - of.seq) & MASK != entry.taken or p.options != of.options or p.stamps != of.stamps:
             return False
         part = of.payload[entry.taken : entry.taken + len(p.payload)]
-        if part != p.payload or p.flags & ~of.flags or (p.flags ^ of.flags) & ~(FIN | 8):
+        if (
+            part != p.payload
+            or p.flags & ~of.flags
+            or (p.flags ^ of.flags) & ~(FIN | PSH | (CWR if entry.taken else 0))
+        ):
             return False
         if (p.flags & ACK and distance(p.ack, of.ack) > 0) or p.window > of.window:
             return False
@@ -893,10 +918,12 @@ class Checker:
         place = distance(p.seq, primary.iss + 1)
         if p.payload and place >= 0:
             missing = life.has_said(place, p.payload)
-            if missing is not None:
+            if missing is not None and (place, p.payload) not in life.probes:
                 raise Violation(
                     1, f"connection {life.label}: byte {missing} left and the secondary has not said it: {p}"
                 )
+        if p.flags & URG and place + p.urgent not in life.urgent:
+            raise Violation(1, f"connection {life.label}: urgent data at {place + p.urgent}, not at {life.urgent}")
         if p.flags & FIN:
             at = place + len(p.payload)
             if at not in life.fins and at not in life.covered_fins:
@@ -918,7 +945,8 @@ class Checker:
 
     def _proven_reset(self, p: Packet, primary: Life | None) -> None:
         said = self.resets.get(p.flow, set())
-        if not any(seq == p.seq for seq, _ in said):
+        self.resets_out[p.flow, p.seq] += 1
+        if self.resets_out[p.flow, p.seq] > self.resets_said[p.flow, p.seq]:
             raise Violation(1, f"a RST left where the secondary has said none: {p}, it has said {said}")
         life = None
         if primary is not None:
@@ -997,7 +1025,7 @@ class Checker:
                 return "it was unprotected"
             if self.rewriter_lost_at is not None and self.rewriter_lost_at >= self.cut_at:
                 return "the rewriter is newer than the connection"
-        if plan.shape == "guest_aborts" and world.ended(number) is None:
+        if plan.shape in ("guest_aborts", "guest_gives_up") and world.ended(number) is None:
             return "a RST is never repeated"
         if s.compare_timeout == FOREVER and "fin_blocks" in self.excused and self._fin_waits(name):
             return "a FIN waits for an ack"

@@ -19,7 +19,7 @@ COMPLETE, RESET, REFUSED = "complete", "reset", "refused"
 
 SHAPES = (
     "download", "download", "upload", "upload", "requests", "requests", "banner", "both", "guest_opens", "guest_opens",
-    "half_close", "client_aborts", "guest_aborts", "refused", "guest_refused", "idle",
+    "half_close", "client_aborts", "guest_aborts", "guest_gives_up", "refused", "guest_refused", "idle", "both_open",
 )  # fmt: skip
 
 
@@ -42,6 +42,9 @@ class Plan:
     sack: bool
     multipath: bool
     fate: str
+    #: Explicit congestion notification; the place behind an urgent byte that the guest says.
+    ecn: bool = False
+    urgent: int | None = None
 
     @property
     def up(self) -> int:
@@ -97,10 +100,10 @@ def scripts(shape: str, chance: random.Random, big: int) -> tuple[Script, Script
         client = (("recv", 3), ("send", up), ("recv", down + 3), ("fin", 0), ("eof", 0))
         guest = (("send", 3), ("recv", up), ("send", down), ("eof", 0), ("fin", 0))
         return client, guest, "client", COMPLETE
-    if shape == "both":
+    if shape in ("both", "both_open"):
         client = (("send", large), ("fin", 0), ("eof", 0))
         guest = (("send", large), ("fin", 0), ("eof", 0))
-        return client, guest, "client", COMPLETE
+        return client, guest, "client" if shape == "both" else "both", COMPLETE
     if shape == "client_aborts":
         client = (("send", small), ("recv", max(1, large // 2)), ("rst", 0))
         guest = (("recv", small), ("send", large), ("eof", 0), ("fin", 0))
@@ -109,6 +112,9 @@ def scripts(shape: str, chance: random.Random, big: int) -> tuple[Script, Script
         client = (("send", small), ("recv", large), ("eof", 0), ("fin", 0))
         guest = (("recv", small), ("send", large), ("acked", 0), ("rst", 0))
         return client, guest, "client", RESET
+    if shape == "guest_gives_up":  # in the middle of what the client says
+        client = (("send", large), ("fin", 0), ("eof", 0))
+        return client, (("recv", max(1, large // 3)), ("rst", 0)), "client", RESET
     if shape == "refused":
         return (("send", small),), (), "client", REFUSED
     if shape == "guest_refused":

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field, fields
 
-from sim.host import GUEST_PORTS, LONG_PORT, UDP_PORTS, Habits
-from sim.plans import REFUSED, SHAPES, Plan, said_by, scripts
+from sim.habits import GUEST_PORTS, LONG_PORT, UDP_PORTS, Habits
+from sim.plans import COMPLETE, REFUSED, SHAPES, Plan, said_by, scripts
 from sim.wire import Offload
 
 #: No frame waits for so long: with it, every wait for the secondary must end by itself.
@@ -91,7 +91,7 @@ class Scenario:
     def differs(self) -> bool:
         """The guests are not equal: divergences are expected."""
         return any(
-            habits.wrong or habits.wrong_datagrams or habits.other_options
+            habits.wrong or habits.wrong_datagrams or habits.other_options or habits.fickle
             for habits in (self.primary, self.secondary)
         )  # fmt: skip
 
@@ -175,7 +175,7 @@ def of(seed: int) -> Scenario:
     if maybe(0.3):
         s.failover = chance.uniform(0.1, 1.5)
         s.comparer_dies = maybe(0.3)
-        s.detection = chance.uniform(0.01, 0.3)
+        s.detection = chance.choice((0.0005, chance.uniform(0.01, 0.3)))
     elif maybe(0.08):
         at = chance.uniform(0.2, 1.5)
         s.lost = (at, at + chance.uniform(0.1, 1.0))
@@ -221,6 +221,7 @@ def _habits(chance: random.Random) -> Habits:
     h.window = chance.choice((24_000, 24_000, 24_000, 5_000, 1_500))
     h.reading = chance.choice((0.0, 0.0, 0.0, chance.uniform(0.001, 0.06)))
     h.keepalive = chance.choice((0.0, 0.0, 0.0, 0.4))
+    h.probe_byte = chance.random() < 0.5
     return h
 
 
@@ -268,10 +269,14 @@ def _traffic(s: Scenario, chance: random.Random, maybe: object) -> None:
         for again in range(repeats):
             plan = _plan(chance, number * 10 + again, shape, version, port, service, at, big)
             s.plans.append(plan)
-            if plan.opener == "guest":
+            if plan.opener != "client":
                 break
             at = round(at + chance.uniform(0.15, 1.0), 4)
             shape = chance.choice(SHAPES[:6] + ("refused", "client_aborts", "banner"))
+    for plan in s.plans if chance.random() < 0.15 else ():
+        if plan.opener == "client" and plan.fate == COMPLETE:
+            what = (plan.version, plan.service, plan.port), chance.randint(1, 1000)
+            s.client_agenda.append((plan.at + chance.uniform(0.01, 0.1), "stray", what))
     for _ in range(chance.randint(0, 6)):
         number = chance.randint(1, 1 << 31)
         version, port = chance.choice((4, 4, 6)), chance.choice(UDP_PORTS)
@@ -295,7 +300,7 @@ def _plan(
     chance: random.Random, number: int, shape: str, version: int, port: int, service: int, at: float, big: int
 ) -> Plan:
     client, guest, opener, fate = scripts(shape, chance, big)
-    if opener == "guest":
+    if opener != "client":
         port, service = 8999 if fate == REFUSED else chance.choice(range(9000, 9010)), 50000 + number
     if shape == "refused":
         service = 79
@@ -303,6 +308,7 @@ def _plan(
         number, shape, version, opener, port, service, at, client, guest,
         chance.randbytes(said_by(client)), chance.randbytes(said_by(guest)),
         stamps=chance.random() < 0.7, sack=chance.random() < 0.8, multipath=chance.random() < 0.08, fate=fate,
+        ecn=chance.random() < 0.15, urgent=chance.randint(1, 400) if chance.random() < 0.1 else None,
     )  # fmt: skip
 
 
@@ -313,7 +319,9 @@ def _differences(s: Scenario, chance: random.Random) -> None:
             habits.wrong[plan.number] = chance.randrange(plan.down)
     numbers = [int.from_bytes(what[3][:4]) for _, kind, what in s.client_agenda if kind == "udp"]  # type: ignore[index]
     habits.wrong_datagrams = frozenset(n for n in numbers if chance.random() < 0.5)
-    habits.other_options = chance.random() < 0.15
+    habits.other_options = chance.choice(("scale", "mss")) if chance.random() < 0.15 else ""
+    if habits is s.secondary and s.failover is None and chance.random() < 0.3:
+        habits.fickle = {plan.number: chance.randrange(plan.down) for plan in s.plans if plan.down}
 
 
 def _flood(s: Scenario, chance: random.Random) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
+FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x40, 0x80
 MASK = 0xFFFFFFFF
 HALF = 0x80000000
 
@@ -60,6 +60,7 @@ class Packet:
     ack: int = 0
     flags: int = 0
     window: int = 0
+    urgent: int = 0
     stamps: tuple[int, int] | None = None
     sack: tuple[tuple[int, int], ...] = ()
     mss: int = 0
@@ -201,7 +202,7 @@ def _tcp(p: Packet, raw: bytes, vnet: int, segment: bytes) -> Packet:
     if len(segment) < 20:
         return BAD
     p.kind = "tcp"
-    p.sport, p.dport, p.seq, p.ack, offset, p.flags, p.window, field, _ = _TCP.unpack_from(segment)
+    p.sport, p.dport, p.seq, p.ack, offset, p.flags, p.window, field, p.urgent = _TCP.unpack_from(segment)
     header = (offset >> 4) * 4
     if not 20 <= header <= len(segment):
         return BAD
@@ -322,10 +323,11 @@ def tcp_frame(
     offload: Offload,
     gso_size: int = 0,
     spoiled: bool = False,
+    urgent: int = 0,
 ) -> bytes:
     """A TCP segment, or a super-frame, with its virtio-net header. spoiled: its checksum is wrong."""
     header = 20 + len(options)
-    head = _TCP.pack(*ports, numbers[0], numbers[1] if flags & ACK else 0, header << 2, flags, window, 0, 0)
+    head = _TCP.pack(*ports, numbers[0], numbers[1] if flags & ACK else 0, header << 2, flags, window, 0, urgent)
     segment = head + options + payload
     pseudo = source + destination + struct.pack(">II", len(segment), PROTO_TCP)
     partial = bool(offload.vnet and (offload.partial or gso_size))

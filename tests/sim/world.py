@@ -468,6 +468,10 @@ class World:
             self.plans.add(plan)
             if plan.opener == "client":
                 self.hosts["client"].plan_for(plan.at, "open", plan)
+            elif plan.opener == "both":
+                for name in ("primary", "secondary"):
+                    self.hosts[name].plan_for(plan.at, "open", plan)
+                self.hosts["client"].plan_for(plan.at + self.chance.uniform(0, 0.01), "open", plan)
             else:
                 self.hosts["primary"].plan_for(plan.at, "open", plan)
                 self.hosts["secondary"].plan_for(plan.at + self.chance.uniform(-0.02, 0.05), "open", plan)

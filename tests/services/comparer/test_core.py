@@ -502,6 +502,15 @@ def test_a_keep_alive_with_a_byte_of_garbage_waits_for_one_alike(sides: Sides) -
     assert not sides.named("divergence")
 
 
+def test_a_keep_alive_of_another_place_proves_none(sides: Sides) -> None:
+    sides.secondary(data(0, b"abc"), data(2, b"\0"))
+    sides.primary(data(0, b"abc"))
+    sides.secondary(data(3, b"def"))
+    sides.primary(data(3, b"def"))
+    assert sides.primary(data(5, b"\0")) == []
+    assert sides.secondary(data(5, b"\0")) == [data(5, b"\0")]
+
+
 def test_a_keep_alive_that_nobody_matches_is_dropped_and_is_no_divergence() -> None:
     sides = Sides(compare_timeout=0.5)
     sides.handshake()
