@@ -191,13 +191,15 @@ class Core:
         return self._outputs()
 
     def _overdue(self, flow: Flow) -> None:
-        """A head that nobody matched is a divergence; a keep-alive that nobody matched is not missed."""
+        """A head that nobody matched is a divergence; a keep-alive, or a RST again, is not missed."""
         head = flow.held[0]
         if flow.reset_at is not None:
             while flow.held and flow.state == PROTECTED:
                 self._drop_head(flow, "dropped_reset")
         elif isinstance(flow, TcpFlow) and flow.is_keep_alive(head.data, head.l4, head.payload, head.payload_end):
             self._drop_head(flow, "dropped_keep_alive")
+        elif isinstance(flow, TcpFlow) and flow.is_reset_again(head.data, head.l4):
+            self._drop_head(flow, "dropped_reset")
         else:
             self._diverge(flow, self._finding(flow))
 

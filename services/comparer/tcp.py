@@ -63,6 +63,7 @@ class TcpFlow(Flow):
         "primary_acked",
         "primary_seen",
         "probe",
+        "reset_left",
         "resets",
         "said",
         "syn",
@@ -89,6 +90,8 @@ class TcpFlow(Flow):
         #: Place of the secondary's FIN, and (seq, ack) of its RSTs; each proves one of the primary's.
         self.fin: int | None = None
         self.resets: tuple[tuple[int, int | None], ...] = ()
+        #: Number of the last RST of this connection that has left.
+        self.reset_left: int | None = None
         #: Places of its urgent pointers, and its last keep-alive with a byte: (place, byte).
         self.urgent: tuple[int, ...] = ()
         self.probe: tuple[int, int] | None = None
@@ -207,6 +210,11 @@ class TcpFlow(Flow):
     def _probes_alike(self, place: int, buf: Buffer, payload: int, end: int) -> bool:
         return self._is_probe(place, end - payload) and self.probe == (place, buf[payload])
 
+    def is_reset_again(self, buf: Buffer, l4: int) -> bool:
+        """Whether a held segment is a RST where one has left: an end that is gone answers each segment with one."""
+        seq, _, _, flags = _SEGMENT.unpack_from(buf, l4)
+        return bool(flags & tcp.RST) and self.syn is not None and seq == self.reset_left
+
     def is_keep_alive(self, buf: Buffer, l4: int, payload: int, end: int) -> bool:
         """Whether a held segment is a keep-alive with a byte of its own: nobody misses it if it never leaves."""
         seq, _, _, flags = _SEGMENT.unpack_from(buf, l4)
@@ -245,7 +253,7 @@ class TcpFlow(Flow):
             if self.window is None:
                 self._scaled(tcp.window_scale(buf, l4 + tcp.HEADER, payload))
         elif flags & tcp.RST:
-            self.closed = True
+            self.closed, self.reset_left = True, seq
             used = self._reset_alike(seq, ack, flags)
             if used is not None:
                 at = self.resets.index(used)
@@ -324,7 +332,7 @@ class TcpFlow(Flow):
         self.frontier = size
         self.frontier_seq = (seq + 1 + size) & MASK
         self.said.clear()
-        self.fin = self.reset_at = None
+        self.fin = self.reset_at = self.reset_left = None
         self.resets = self.urgent = ()
         self.probe = None
         self.closed = False

@@ -430,6 +430,8 @@ class World:
         self._ticks: dict[str, float] = {}
         self.primary_dead = self.secondary_dead = self.failed_over = False
         self._commanded: set[str] = set()
+        #: Who has opened, of the plans that both ends open.
+        self._both: dict[int, set[str]] = {}
         # The checkpointer.
         self.epoch = 0
         self.preparing: int | None = None
@@ -453,7 +455,7 @@ class World:
                 name, Link(own, other, s.tags), CLIENT if client else GUEST_IP, GUEST_IP if client else CLIENT,
                 s.seed * 10 + index, its, self.plans, self.reader,
                 lambda host, plan, at, data: self.record("got", host, plan, at, data),
-                lambda host, plan, iss, key: self.record("opened", host, plan, iss, key),
+                self._opened,
             )  # fmt: skip
         self._in = {name: Pipe(self, s.ways[name, "in"], self._deliver(name)) for name in self.hosts}
         self._out = {
@@ -470,8 +472,7 @@ class World:
                 self.hosts["client"].plan_for(plan.at, "open", plan)
             elif plan.opener == "both":
                 for name in ("primary", "secondary"):
-                    self.hosts[name].plan_for(plan.at, "open", plan)
-                self.hosts["client"].plan_for(plan.at + self.chance.uniform(0, 0.01), "open", plan)
+                    self.hosts[name].plan_for(plan.at, "open", plan)  # and the client as soon as both have
             else:
                 self.hosts["primary"].plan_for(plan.at, "open", plan)
                 self.hosts["secondary"].plan_for(plan.at + self.chance.uniform(-0.02, 0.05), "open", plan)
@@ -625,6 +626,18 @@ class World:
             link = Link(CLIENT_MAC, GUEST_MAC, self.scenario.tags)
             protocol = PROTO_ICMP6 if p.version == 6 else PROTO_ICMP
             self._from_client(ip_frame(link, p.destination, p.source, protocol, body), 0)
+
+    def _opened(self, host: str, number: int, iss: int, key: tuple[int, int, int]) -> None:
+        """A host has a new connection. Where both ends are to open at once, the client's open crosses the guests'."""
+        self.record("opened", host, number, iss, key)
+        plan = self.plans.all.get(number)
+        if plan is not None and plan.opener == "both" and host != "client":
+            opened = self._both.setdefault(number, set())
+            opened.add(host)
+            if len(opened) == 2:
+                opened.add("client")
+                self.hosts["client"].plan_for(self.now + self.chance.uniform(0, 0.008), "open", plan)
+                self._schedule("client")
 
     # --- events and faults
 

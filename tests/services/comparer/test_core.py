@@ -490,6 +490,19 @@ def test_a_refused_connection() -> None:
     assert sides.secondary(segment(0, CLIENT_ISN + 1, flags=RST)) == [rst]
 
 
+def test_a_rst_where_one_has_left_is_no_divergence(sides: Sides) -> None:
+    """An end that is gone answers each segment with a RST, and the other one may have read two at once."""
+    rst = segment(ISN + 1, flags=RST)
+    sides.secondary(rst)
+    assert sides.primary(rst, rst) == [rst]
+    sides.wait(3.1)
+    assert not sides.named("divergence")
+    assert sides.core.counters["dropped_reset"] == 1
+    sides.primary(segment(ISN + 2, flags=RST))
+    sides.wait(3.1)
+    assert sides.named("divergence")[0]["reason"] == "unmatched"
+
+
 def test_a_keep_alive_with_a_byte_of_garbage_waits_for_one_alike(sides: Sides) -> None:
     """RFC 1122 §4.2.3.6: one octet at SND.NXT-1."""
     sides.secondary(data(0, b"hello"))
