@@ -44,7 +44,7 @@ from services.comparer.fragments import Reassembly
 from services.comparer.lane import Kept, Lane
 from services.comparer.passthrough import Rules
 from services.comparer.table import FlowTable, is_syn
-from services.comparer.tcp import TcpFlow, without_multipath
+from services.comparer.tcp import RESET_UNDER_WAY, TcpFlow, without_multipath
 from services.comparer.window import with_window
 
 #: Divergences that `status` shows.
@@ -193,13 +193,10 @@ class Core:
     def _overdue(self, flow: Flow) -> None:
         """A head that nobody matched is a divergence; a keep-alive, or a RST again, is not missed."""
         head = flow.held[0]
-        if flow.reset_at is not None:
-            while flow.held and flow.state == PROTECTED:
-                self._drop_head(flow, "dropped_reset")
-        elif isinstance(flow, TcpFlow) and flow.is_keep_alive(head.data, head.l4, head.payload, head.payload_end):
-            self._drop_head(flow, "dropped_keep_alive")
-        elif isinstance(flow, TcpFlow) and flow.is_reset_again(head.data, head.l4):
-            self._drop_head(flow, "dropped_reset")
+        if flow.reset_at is not None and head.arrived <= flow.reset_at + RESET_UNDER_WAY:
+            self._drop_head(flow, "dropped_reset")  # a primary that goes on has not taken the client's RST
+        elif isinstance(flow, TcpFlow) and (counter := flow.not_missed(head)) is not None:
+            self._drop_head(flow, counter)
         else:
             self._diverge(flow, self._finding(flow))
 
@@ -496,6 +493,9 @@ class Core:
     def _ease(self, flow: TcpFlow, now: float) -> None:
         """Let out what is proven of a head that is stuck, drop what is stale, and let out whatever that frees."""
         head = flow.held[0]
+        if head.arrived + STALE <= now and (counter := flow.not_missed(head)) is not None:
+            self._drop_head(flow, counter)
+            return
         if head.arrived + STALE <= now and len(flow.held) > 1 and flow.is_stale(head):
             self._drop_head(flow, "dropped_stale")
             return

@@ -29,6 +29,8 @@ _CHECKSUM = struct.Struct(">H")
 
 #: Seconds that a head waits before it is eased, and between two tries.
 STALL = 0.02
+#: How far the clocks of both sides may be apart, in units of TSval: a minute at most (RFC 7323 §5.4).
+CLOCKS_APART = 60_000
 #: Seconds that a head waits for the secondary to repeat what was lost or forgotten, before it is dropped.
 STALE = 0.1
 #: Seconds that a head waits before the client is asked for its ack, whatever the secondary says.
@@ -79,7 +81,20 @@ def speaks_for_itself(flow: TcpFlow, f: Frame, buf: Buffer) -> bool:
         return False
     if flow.primary_acked is not None and diff(ack, flow.primary_acked) < 0:
         return False
-    return flow.reached(buf, f.l4)
+    return flow.reached(buf, f.l4) and _clocks_agree(head, f, buf)
+
+
+def _clocks_agree(head: Held, f: Frame, buf: Buffer) -> bool:
+    """Whether the secondary's clock is near the head's: another one would have the client refuse all else (PAWS).
+
+    It is not where the rewriter has lost its distance, and the two initial numbers happen to be neighbours.
+    """
+    own = tcp.find_options(head.data, head.l4 + tcp.HEADER, head.payload)[0]
+    other = tcp.find_options(buf, f.l4 + tcp.HEADER, f.payload)[0]
+    if not own or not other:
+        return not own and not other
+    moved = diff(_ACK.unpack_from(buf, other + 2)[0], _ACK.unpack_from(head.data, own + 2)[0])
+    return abs(moved) < CLOCKS_APART
 
 
 def _lowered(flow: TcpFlow, data: bytes, head: Held, *, alone: bool) -> bytes | None:

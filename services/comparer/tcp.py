@@ -210,16 +210,19 @@ class TcpFlow(Flow):
     def _probes_alike(self, place: int, buf: Buffer, payload: int, end: int) -> bool:
         return self._is_probe(place, end - payload) and self.probe == (place, buf[payload])
 
-    def is_reset_again(self, buf: Buffer, l4: int) -> bool:
-        """Whether a held segment is a RST where one has left: an end that is gone answers each segment with one."""
-        seq, _, _, flags = _SEGMENT.unpack_from(buf, l4)
-        return bool(flags & tcp.RST) and self.syn is not None and seq == self.reset_left
+    def not_missed(self, head: Held) -> str | None:
+        """Under which name a held segment is dropped that nobody misses if it never leaves; None for all others.
 
-    def is_keep_alive(self, buf: Buffer, l4: int, payload: int, end: int) -> bool:
-        """Whether a held segment is a keep-alive with a byte of its own: nobody misses it if it never leaves."""
-        seq, _, _, flags = _SEGMENT.unpack_from(buf, l4)
-        plain = not flags & (tcp.SYN | tcp.FIN | tcp.RST)
-        return plain and self.anchored and self._is_probe(self._place(seq), end - payload)
+        A keep-alive with a byte of its own; and a RST where one has left, since an end that is gone answers
+        each segment with one.
+        """
+        seq, _, _, flags = _SEGMENT.unpack_from(head.data, head.l4)
+        if flags & tcp.RST:
+            return "dropped_reset" if self.syn is not None and seq == self.reset_left else None
+        if flags & (tcp.SYN | tcp.FIN) or not self.anchored:
+            return None
+        probe = self._is_probe(self._place(seq), head.payload_end - head.payload)
+        return "dropped_keep_alive" if probe else None
 
     def urgent_matches(self, buf: Buffer, l4: int) -> bool:
         """Whether a segment is not urgent, or its urgent pointer stands where one of the secondary's does."""

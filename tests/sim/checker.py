@@ -735,9 +735,11 @@ class Checker:
         if reason in HARD and not self._offsets_doubtful():
             raise Violation(10, f"equal guests, and {name} diverges: {report}")
         if any(
-            name.endswith(self._name_of((p.version, p.port, p.service))) for p in s.plans if p.shape == "client_aborts"
+            name.endswith(self._name_of((p.version, p.port, p.service)))
+            for p in s.plans
+            if p.shape in ("client_aborts", "guest_gives_up")
         ):
-            return  # what the secondary had not yet said when the client's RST came, nobody will say
+            return  # what the secondary had not yet said when a RST ended it, nobody will say
         if "fin_blocks" in self.excused and self._fin_waits(report["flow"]):
             return
         patient = s.compare_timeout >= (FOREVER if s.one_sided or s.failover is not None else 1.0)
@@ -1041,7 +1043,7 @@ class Checker:
     def _books(self, world: World) -> None:
         """With nothing lost on one side, everything has left in the end."""
         s = self.scenario
-        if any(plan.shape == "client_aborts" for plan in s.plans) or s.compare_timeout < 1.0:
+        if any(plan.shape in ("client_aborts", "guest_gives_up") for plan in s.plans) or s.compare_timeout < 1.0:
             return
         if (
             s.differs

@@ -59,6 +59,8 @@ class Scenario:
     deaf: list[tuple[str, float, float]] = field(default_factory=list)
     links: dict[str, LinkFaults] = field(default_factory=dict)
     most_pending: int = 16 << 20
+    #: Frames until a flow goes into the comparer's lane, and how many more when it has come from there.
+    calm: tuple[int, int] = (16, 512)
     #: (when, process, seconds until it is back)
     crashes: list[tuple[float, str, float]] = field(default_factory=list)
     #: (when, committed, seconds from prepare on)
@@ -141,6 +143,7 @@ def of(seed: int) -> Scenario:
     s.client, s.primary, s.secondary = _habits(chance), _habits(chance), _habits(chance)
     s.client.think = 0.0
     s.announcements = chance.randint(1, 3)
+    s.calm = chance.choice(((16, 512), (2, 4), (1, 8)))
     network = Way(chance.uniform(0.0005, 0.01), chance.uniform(0, 0.004))
     for direction in ("in", "out"):
         s.ways["client", direction] = Way(network.delay, network.jitter)

@@ -26,6 +26,7 @@ from lockstep.link import zmq as links
 from lockstep.service import core_of
 from lockstep.streams import EVENTS, FROM_GUEST, GUEST, NETWORK, UPLINK, Core, Cut, Event, Gap, Item
 from lockstep.wiring import SERVICES
+from services.comparer import core as comparer
 from sim.checker import Checker, Violation
 from sim.host import Host
 from sim.known import KNOWN
@@ -36,6 +37,10 @@ from sim.wire import PROTO_ICMP, PROTO_ICMP6, Link, Reader, icmp_error, ip_frame
 CLIENT_MAC, GUEST_MAC = bytes.fromhex("525400000001"), bytes.fromhex("525400000002")
 CLIENT = {4: bytes((10, 77, 0, 1)), 6: bytes.fromhex("fd77" + "00" * 13 + "01")}
 GUEST_IP = {4: bytes((10, 77, 0, 2)), 6: bytes.fromhex("fd77" + "00" * 13 + "02")}
+
+# `lockstep.link.zmq` calls the methods of libzmq's socket by their own name; here they are the object's.
+links._send = lambda socket, part, flags, copy=True: socket.send(part, flags, copy)
+links._receive = lambda socket, flags, copy=True: socket.recv(flags, copy)
 
 #: A process wakes at most so long after something arrived; messages it takes from a link at once.
 WAKE = 0.0004
@@ -75,6 +80,8 @@ class Wire:
         self.rest: bytes | None = None
         self.producer: Process | None = None
         self.consumer: Process | None = None
+        self._header = b""
+        self._rest: Part | None = None
 
     def socket(self, kind: int) -> Wire:
         """Stands in for a ZeroMQ context as well."""
@@ -420,6 +427,7 @@ class World:
         self.checker = Checker(scenario, self.reader, self.node.comparer, excused)
         self.plans = Plans(lambda host, plan, what: self.record("complaint", host, plan, what))
         links.MOST_PENDING = scenario.most_pending
+        comparer.CALM, comparer.AGITATED = scenario.calm
         self.wires = {stream: Wire(self, stream) for stream in scenario.links}
         self._build_hosts()
         groups = [("mirror",), ("comparer",)]

@@ -429,6 +429,18 @@ def test_what_the_primary_said_last_before_the_clients_rst_is_no_divergence() ->
     assert sides.conserved()
 
 
+def test_a_primary_that_goes_on_after_the_clients_rst_diverges_if_it_is_alone() -> None:
+    """A RST that is in the window, and not exact, is not taken (RFC 5961 §3.2)."""
+    sides = Sides()
+    sides.handshake()
+    event = Event("reset_by_client", {"key": next(iter(sides.core._table.flows))})
+    sides.core.push("events", event, sides.now)
+    sides.now += 2
+    sides.primary(data(0, b"abc"))
+    sides.wait(3.1)
+    assert sides.named("divergence")[0]["reason"] == "unmatched"
+
+
 def test_a_rst_that_the_secondary_did_not_take_changes_nothing() -> None:
     sides = Sides(compare_timeout=3)
     sides.handshake()
