@@ -38,10 +38,6 @@ CLIENT_MAC, GUEST_MAC = bytes.fromhex("525400000001"), bytes.fromhex("5254000000
 CLIENT = {4: bytes((10, 77, 0, 1)), 6: bytes.fromhex("fd77" + "00" * 13 + "01")}
 GUEST_IP = {4: bytes((10, 77, 0, 2)), 6: bytes.fromhex("fd77" + "00" * 13 + "02")}
 
-# `lockstep.link.zmq` calls the methods of libzmq's socket by their own name; here they are the object's.
-links._send = lambda socket, part, flags, copy=True: socket.send(part, flags, copy)
-links._receive = lambda socket, flags, copy=True: socket.recv(flags, copy)
-
 #: A process wakes at most so long after something arrived; messages it takes from a link at once.
 WAKE = 0.0004
 MOST_MESSAGES = 64
@@ -80,8 +76,6 @@ class Wire:
         self.rest: bytes | None = None
         self.producer: Process | None = None
         self.consumer: Process | None = None
-        self._header = b""
-        self._rest: Part | None = None
 
     def socket(self, kind: int) -> Wire:
         """Stands in for a ZeroMQ context as well."""
