@@ -91,6 +91,56 @@ def proxy(
     (figures.dump if as_json else bench.show)(document)
 
 
+@app.command()
+def latency(
+    peer: Peer = None,
+    as_json: AsJson = False,
+    runs: Runs = 3,
+    count: Annotated[int, typer.Option(min=20, help="Single frames that are timed.")] = 2000,
+    seconds: Annotated[float, typer.Option(min=0.01, help="How long the load of 100,000 frames a second lasts.")] = 3.0,
+) -> None:
+    """How long a frame takes from the comparer's second input to its output, beside a bare ZeroMQ relay.
+
+    One frame at a time (median), and under 100,000 frames a second, in groups of 100 (p99.9).
+    """
+    from bench import figures
+    from bench import latency as bench
+    from bench.comparer import tell
+
+    document = bench.measure(peer=_peer(peer), runs=runs, count=count, seconds=seconds, say=tell)
+    (figures.dump if as_json else bench.show)(document)
+
+
+@app.command()
+def flows(
+    as_json: AsJson = False,
+    frames: Annotated[int, typer.Option(min=1, help="Measured frames.")] = 1_000_000,
+    most: Annotated[int, typer.Option(min=1, help="Flows at most; there are 1, 1,000, 10,000 …")] = 1_000_000,
+) -> None:
+    """What the comparer costs as flows become many: CPU for each frame, and bytes for each idle flow."""
+    from bench import figures
+    from bench import flows as bench
+    from bench.comparer import tell
+
+    counts = tuple(count for count in bench.COUNTS if count <= most)
+    document = bench.measure(counts, frames=frames, most=1 << 20, say=tell)
+    (figures.dump if as_json else bench.show)(document)
+
+
+@app.command()
+def capture(
+    as_json: AsJson = False,
+    frames: Annotated[int, typer.Option(min=1, help="Frames that are written and read.")] = 50_000,
+) -> None:
+    """What a frame costs each capture frontend: memory, tap and packet (as root, on devices of their own)."""
+    from bench import capture as bench
+    from bench import figures
+    from bench.comparer import tell
+
+    document = bench.measure(frames=frames, payloads=(10, 1460), say=tell)
+    (figures.dump if as_json else bench.show)(document)
+
+
 def main() -> None:
     """Entry point."""
     try:

@@ -81,6 +81,25 @@ class ZmqSubject(Subject):
                 came += len(messages[-1][1])
             ended = time.perf_counter()
 
+    def singles(self, traffic: Traffic, each: int, *, opening: bool = False) -> list[Pair]:
+        """See Subject."""
+        if opening:
+            self._prepared = self.prepare(traffic, each * traffic.size)
+        return self._prepared[0 if opening else 1]
+
+    def put(self, side: int, group: Pair) -> None:
+        """See Subject."""
+        (self._primary, self._secondary)[side].send_multipart(group[side], copy=False)
+
+    def take(self, size: int, timeout: float) -> int:
+        """See Subject."""
+        came = 0
+        while self._released.poll(round(timeout * 1000) if came < size else 0):
+            came += len(self._released.recv_multipart(copy=False)[1])
+            if 0 < size <= came:
+                break
+        return came if came >= size else 0
+
 
 def _split(messages: list[list[zmq.Frame]]) -> list[bytes]:
     """The frames in these messages."""
@@ -125,6 +144,8 @@ class Comparer(ZmqSubject):
 
 class Relay(ZmqSubject):
     """Nothing but ZeroMQ: `python -m bench.relay` passes on what it gets on `primary`."""
+
+    first = 1
 
     def command(self) -> Sequence[str | Path]:
         """See Program."""

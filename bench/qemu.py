@@ -24,6 +24,8 @@ class ColoCompare(Subject):
     def __init__(self) -> None:
         super().__init__()
         self._sockets: list[socket.socket] = []
+        self._buffered = bytearray()
+        self._came = 0
 
     def command(self) -> Sequence[str | Path]:
         """See Program."""
@@ -105,6 +107,37 @@ class ColoCompare(Subject):
                     which = 0 if fd == ins[0].fileno() else 1
                     at = done[which]
                     done[which] += ins[which].send(data[at : at + _CHUNK])
+
+    def singles(self, traffic: Traffic, each: int, *, opening: bool = False) -> list[bytes]:
+        """See Subject."""
+        framed = traffic.framed(traffic.opening if opening else traffic.measured)
+        step = each * (4 + traffic.size)
+        return [framed[at : at + step] for at in range(0, len(framed), step)]
+
+    def put(self, side: int, group: bytes) -> None:
+        """See Subject."""
+        view = memoryview(group)
+        while view:
+            try:
+                view = view[self._sockets[side].send(view) :]
+            except BlockingIOError:
+                select.select([], [self._sockets[side]], [], STALL)
+
+    def take(self, size: int, timeout: float) -> int:
+        """See Subject. Lengths don't count."""
+        out = self._sockets[2]
+        while select.select([out], [], [], timeout if self._came < size else 0)[0]:
+            self._buffered += out.recv(1 << 20)
+            while len(self._buffered) >= 4:
+                end = 4 + int.from_bytes(self._buffered[:4], "big")
+                if len(self._buffered) < end:
+                    break
+                del self._buffered[:end]
+                self._came += end - 4
+            if 0 < size <= self._came:
+                break
+        came, self._came = (self._came, 0) if self._came >= size else (0, self._came)
+        return came
 
 
 def _split(framed: bytearray) -> list[bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,21 @@ class Subject(Program):
 
     def feed(self, prepared: Any, expected: int) -> Fed:
         """Give the same frames to both inputs; take `expected` bytes of output, and whatever more there is."""
+        raise NotImplementedError
+
+    #: Which input gets a frame first, where it matters: 0 primary, 1 secondary.
+    first = 0
+
+    def singles(self, traffic: Traffic, each: int, *, opening: bool = False) -> Sequence[Any]:
+        """The measured frames (or, to be asked for first, the opening) in groups of `each`, as `put` takes them."""
+        raise NotImplementedError
+
+    def put(self, side: int, group: Any) -> None:
+        """Give one group to an input: 0 primary, 1 secondary."""
+        raise NotImplementedError
+
+    def take(self, size: int, timeout: float) -> int:
+        """Take `size` bytes of frames, or what there is with 0; how many, or 0 if they don't come in time."""
         raise NotImplementedError
 
     def complaints(self) -> list[str]:

@@ -1,0 +1,137 @@
+"""`python -m bench capture`: what a frame costs each capture frontend, written at one end and read at the other."""
+
+from __future__ import annotations
+
+import select
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench import figures
+from bench.traffic import Traffic
+from lockstep.batch import Batch
+from lockstep.capture import memory, tap
+from lockstep.capture.base import Port, PortError
+from lockstep.capture.packet import PacketPort
+from lockstep.demo.namespaces import Namespace
+
+Ends = tuple[Port, Port]
+#: Frames in one batch: what a device's queue holds without loss.
+_BATCH = 128
+#: Seconds without a frame after which the rest is lost.
+_SILENCE = 0.3
+_TAPS = ("tapa", "tapb")
+
+
+def measure(*, frames: int, payloads: tuple[int, ...], say: Callable[[str], None]) -> dict[str, Any]:
+    """Every frontend that can be had here; the document that `--json` prints."""
+    results, findings = [], []
+    for name, opened in FRONTENDS.items():
+        for payload in payloads:
+            traffic = Traffic.make(1, payload, frames)
+            try:
+                with opened() as ends:
+                    results.append({"name": name, "payload": payload} | _passed(ends, traffic))
+            except (OSError, PortError, subprocess.CalledProcessError) as error:
+                findings.append(f"{name}: {error}")
+                break
+            say(f"{name}: {results[-1]}")
+    return {"runs": results, "findings": findings, "machine": figures.machine()}
+
+
+def _passed(ends: Ends, traffic: Traffic) -> dict[str, float]:
+    """CPU microseconds of this process for each frame written and read, and how many were lost."""
+    near, far = ends
+    writing = reading = 0.0
+    came = 0
+    with select.epoll() as poller:
+        poller.register(far.fileno(), select.EPOLLIN)
+        for batch in traffic.batches(traffic.measured, _BATCH * traffic.size):
+            writing += _timed(near.write, batch)
+            wanted = came + len(batch)
+            while came < wanted and poller.poll(_SILENCE):
+                began = time.process_time()
+                got = far.read()
+                reading += time.process_time() - began
+                if not isinstance(got, Batch):
+                    break
+                came += sum(length - got.vnet == traffic.size for length in got.lengths)
+            came = min(came, wanted)
+    return {
+        "write_us": figures.rounded(writing / traffic.frames * 1e6),
+        "read_us": figures.rounded(reading / max(came, 1) * 1e6),
+        "lost": traffic.frames - came,
+    }
+
+
+def _timed(write: Callable[[Batch], None], batch: Batch) -> float:
+    began = time.process_time()
+    write(batch)
+    return time.process_time() - began
+
+
+@contextmanager
+def _memory() -> Iterator[Ends]:
+    near, far = memory.pair("bench")
+    yield near, far
+    near.close()
+    far.close()
+
+
+@contextmanager
+def _taps() -> Iterator[Ends]:
+    """Two TAPs in one bridge, in a namespace of their own."""
+    with _namespace() as namespace, ExitStack() as stack:
+        ends = []
+        for device in _TAPS:
+            ends.append(tap.TapPort(f"bench.{device}", device, namespace.path))
+            stack.callback(ends[-1].close)
+        _ip(
+            namespace,
+            "link add br0 type bridge",
+            "link set br0 up",
+            "link set tapa master br0",
+            "link set tapb master br0",
+        )
+        yield ends[0], ends[1]
+
+
+@contextmanager
+def _packets() -> Iterator[Ends]:
+    """Both ends of a veth pair."""
+    with _namespace() as namespace, ExitStack() as stack:
+        _ip(namespace, "link add va type veth peer name vb", "link set va up", "link set vb up")
+        ends = []
+        for device in ("va", "vb"):
+            ends.append(PacketPort(f"bench.{device}", device, namespace.path))
+            stack.callback(ends[-1].close)
+        yield ends[0], ends[1]
+
+
+@contextmanager
+def _namespace() -> Iterator[Namespace]:
+    namespace = Namespace("bench")
+    try:
+        with namespace.entered():
+            Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
+        yield namespace
+    finally:
+        namespace.close()
+
+
+def _ip(namespace: Namespace, *commands: str) -> None:
+    for command in commands:
+        subprocess.run(["ip", *command.split()], check=True, preexec_fn=namespace.enter)
+
+
+FRONTENDS: dict[str, Callable[[], Any]] = {"memory": _memory, "tap": _taps, "packet": _packets}
+
+
+def show(document: dict[str, Any]) -> None:
+    """The same for people."""
+    rows = [tuple(run.values()) for run in document["runs"]]
+    columns = ("frontend", "payload", "CPU µs/frame written", "CPU µs/frame read", "lost")
+    figures.show("capture frontends", columns, rows, document["findings"])

@@ -1,0 +1,34 @@
+"""`python -m bench flows` and `capture`, with few frames."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def bench(*arguments: str) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", *arguments, "--json"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_flows_are_opened_and_measured():
+    document = bench("flows", "--frames", "300", "--most", "1000")
+    assert [run["flows"] for run in document["runs"]] == [1, 1000]
+    assert all(run["cpu_us_per_frame"] > 0 and run["bytes_per_flow"] is None for run in document["runs"])
+    assert not [said for said in document["findings"] if "never came" in said or "diverg" in said]
+
+
+@pytest.mark.root
+def test_every_frontend_passes_every_frame():
+    document = bench("capture", "--frames", "300")
+    assert {run["name"] for run in document["runs"]} == {"memory", "tap", "packet"}
+    assert [run["lost"] for run in document["runs"]] == [0] * 6
+    assert document["findings"] == []
