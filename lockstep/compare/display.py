@@ -87,8 +87,9 @@ def show(comparison: Comparison, paths: tuple[Path, Path], seconds: float, repor
         for divergence in found:
             print(_line(divergence), file=sys.stdout)
     primary, secondary = comparison.frames
+    names = [_printable(path) for path in paths]
     compared = (
-        f"{primary:,} frames of {paths[0]} and {secondary:,} of {paths[1]} in {comparison.flows:,} flows, "
+        f"{primary:,} frames of {names[0]} and {secondary:,} of {names[1]} in {comparison.flows:,} flows, "
         f"{comparison.unchecked:,} unchecked, {seconds:.1f} s"
     )
     if not found:
@@ -97,7 +98,12 @@ def show(comparison: Comparison, paths: tuple[Path, Path], seconds: float, repor
         flows = f"{len(found):,} flow{'s' * (len(found) != 1)}"
         console.print(f"[bold red]different[/bold red] in {flows}: {escape(compared)}")
     if report is not None:
-        console.print(f"report: {escape(str(report))}")
+        console.print(f"report: {escape(_printable(report))}")
+
+
+def _printable(path: Path) -> str:
+    """A file's name, which may be no UTF-8, as the text streams of any locale take it."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _table(found: Sequence[Divergence]) -> Table:

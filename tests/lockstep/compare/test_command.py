@@ -149,6 +149,15 @@ def test_reports_that_cannot_be_written(pair: tuple[Path, Path], tmp_path: Path)
     assert compare_captures(CompareOptions(pair[0], pipe, report=tmp_path / "r.pcapng")) == 64
 
 
+def test_a_name_that_is_no_text_is_printed_all_the_same(
+    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bytes that are no UTF-8 can't be written to a strict stdout as they are."""
+    odd = pair[0].rename(tmp_path / os.fsdecode(b"\xff.pcap"))
+    assert compare_captures(CompareOptions(odd, odd)) == 0
+    assert "\\udcff.pcap" in capsys.readouterr().out
+
+
 def test_limits_are_settings(tmp_path: Path) -> None:
     a = write(tmp_path / "a.pcap", [Record(udp(bytes(500), dport=port), port) for port in range(1, 50)])
     b = write(tmp_path / "b.pcap", [])
