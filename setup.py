@@ -25,6 +25,7 @@ HOT = [
     "lockstep.wire.frame",
     "lockstep.wire.seqnum",
     "services.comparer.lane",
+    "services.comparer.side",
     "services.comparer.split",
 ]
 

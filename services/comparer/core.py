@@ -41,8 +41,9 @@ from services.comparer.flow import (
     Held,
 )
 from services.comparer.fragments import Reassembly
-from services.comparer.lane import Kept, Lane
+from services.comparer.lane import Lane
 from services.comparer.passthrough import Rules
+from services.comparer.side import Kept
 from services.comparer.table import FlowTable, is_syn
 from services.comparer.tcp import RESET_UNDER_WAY, TcpFlow, without_multipath
 from services.comparer.window import with_window

@@ -2,29 +2,17 @@ cimport cython
 from lockstep.flow.records cimport Records
 from lockstep.wire.bytes cimport equal
 from lockstep.wire.frame cimport Frame, dissect, dissect_at
+from services.comparer.side cimport Kept, Side
 
-cdef unsigned int _FIELDS, _FLAGS, _ENTRY, _RING_MASK
+cdef unsigned int _FIELDS, _FLAGS
 cdef unsigned int _CAREFUL, _P_SEEN, _S_SEEN, _ACKED_SET, _LEFT_SET, _SCALED, _EDGE_SET, _TOLD_SET, _SHIFT_AT
 cdef unsigned int _TOUCHED, _P_SEQ, _S_SEQ, _ACKED, _LEFT_ACK, _P_HEAD, _P_TAIL, _S_HEAD, _S_TAIL, _P_USED, _S_USED
 cdef unsigned int _FRONT, _EDGE, _TOLD, _PLACE, _PLACE_HIGH
-cdef unsigned int _E_BATCH, _E_INDEX, _E_START, _E_L4, _E_SIZE, _E_NEXT, _E_PREVIOUS, _E_RECORD
-cdef unsigned int _WAITS, _LEAVES, _GONE
+cdef unsigned int _E_INDEX, _E_START, _E_L4, _E_SIZE, _E_NEXT, _E_PREVIOUS, _E_RECORD
 cdef int _TCP, _CHATTER
 cdef unsigned int _SEQ, _ACK_NUMBER, _FLAGS_AT, _WINDOW, _ACK, _ORDINARY
 cdef long long _MANY, _AHEAD
 cdef unsigned int _MASK, _HALF
-
-@cython.final
-cdef class Kept:
-    cdef public object batch
-    cdef public double at
-    cdef public long long number, first, count, left, fresh, low, low_start, high, first_entry, entries
-    cdef object _exports
-    cdef const unsigned char* data
-    cdef const unsigned int* lengths
-    cdef unsigned char* marks
-
-    cdef void _see(self, const unsigned char[::1] data, const unsigned int[::1] lengths, unsigned char[::1] marks) except *
 
 @cython.final
 cdef class Lane:
@@ -33,26 +21,21 @@ cdef class Lane:
     cdef public long long capacity, count, room, waiting
     cdef public bint ask
     cdef unsigned int* fields
-    cdef unsigned int* _p_ring
-    cdef unsigned int* _s_ring
     cdef Frame _frame, _held_frame
     cdef unsigned long long _ahead[32]
     cdef double _now
-    cdef list _primary, _secondary, _touched
-    cdef long long _p_first, _s_first, _p_bytes, _s_bytes, _p_entry, _s_entry, _swept, _p_done, _brought_bytes, _most_bytes
+    cdef Side _primary, _secondary
+    cdef list _touched
+    cdef long long _swept, _brought_bytes, _most_bytes
     cdef dict _brought
-    cdef object _p_memory, _s_memory
 
-    cdef void _see(self, unsigned int[::1] primary, unsigned int[::1] secondary) except *
-    @cython.locals(kept=Kept)
     cpdef primary(self, batch, double now, long long number)
-    @cython.locals(f=Frame, data="const unsigned char*", fields="unsigned int*", ring="unsigned int*", seconds=cython.uint,
+    @cython.locals(f=Frame, data="const unsigned char*", fields="unsigned int*", side=Side, seconds=cython.uint,
                    end=cython.int, start=cython.int, index=cython.int, kind=cython.int, l4=cython.int, record=cython.longlong,
                    at=cython.longlong, size=cython.uint, seq=cython.uint, entry=cython.uint, last=cython.uint)
     cdef _take_primary(self, Kept kept, int vnet)
-    @cython.locals(kept=Kept)
     cpdef secondary(self, batch, double now)
-    @cython.locals(f=Frame, data="const unsigned char*", fields="unsigned int*", ring="unsigned int*", seconds=cython.uint,
+    @cython.locals(f=Frame, data="const unsigned char*", fields="unsigned int*", side=Side, seconds=cython.uint,
                    end=cython.int, start=cython.int, index=cython.int, l4=cython.int, record=cython.longlong,
                    at=cython.longlong, size=cython.uint, seq=cython.uint, entry=cython.uint)
     cdef _take_secondary(self, Kept kept, int vnet)
@@ -76,31 +59,23 @@ cdef class Lane:
     @cython.locals(kept=Kept)
     cpdef list leaving(self)
     @cython.locals(index=cython.longlong)
-    cdef _all_gone(self, Kept kept)
-    @cython.locals(index=cython.longlong, end=cython.longlong, start=cython.longlong, run=cython.longlong, run_start=cython.longlong)
-    cdef _gather(self, Kept kept, builder)
-    @cython.locals(done=cython.longlong, size=cython.longlong, count=cython.longlong, kept=Kept)
-    cdef _let_go_primary(self)
-    @cython.locals(done=cython.longlong, size=cython.longlong, kept=Kept)
-    cdef _let_go_secondary(self)
-    @cython.locals(oldest=Kept, primary=cython.bint, size=cython.longlong, used=cython.longlong)
-    cdef _make_room(self, list side, long long entry, long long frames)
-    @cython.locals(kept=Kept, budget=cython.long)
+    cdef _make_room(self, Side side, long long frames, unsigned int head)
+    @cython.locals(kept=Kept, side=Side, budget=cython.long)
     cpdef tick(self, double now)
     cdef double _patience(self) except -1
-    @cython.locals(ring="unsigned int*", fields="unsigned int*", head=cython.uint, number=cython.longlong, entry=cython.uint,
-                   record=cython.longlong, before=cython.longlong, gone=cython.longlong)
-    cdef long _promote_waiting(self, Kept kept, bint primary, long long most=*) except? -1
-    @cython.locals(kept=Kept)
+    @cython.locals(ring="unsigned int*", fields="unsigned int*", number=cython.longlong, record=cython.longlong,
+                   before=cython.longlong, gone=cython.longlong)
+    cdef long _promote_waiting(self, Side side, Kept kept, unsigned int head, long long most=*) except? -1
+    @cython.locals(kept=Kept, side=Side)
     cpdef promote_waiting(self, double now)
     @cython.locals(at=cython.longlong, field=cython.uint)
     cpdef promote(self, long long record, bint late=*)
     @cython.locals(fields="unsigned int*", at=cython.longlong, flags=cython.uint, head=cython.uint, high=cython.ulonglong)
     cdef _flow_of(self, long long record)
-    @cython.locals(ring="unsigned int*", kept=Kept, l4=cython.uint, payload=cython.uint)
-    cdef _payload(self, unsigned int entry)
+    @cython.locals(ring="unsigned int*", l4=cython.uint, payload=cython.uint)
+    cdef _payload(self, Kept kept, unsigned int entry)
     @cython.locals(fields="unsigned int*", ring="unsigned int*", at=cython.longlong, following=cython.uint, number=cython.uint,
-                   size=cython.longlong, entry=cython.uint, index=cython.longlong, l4=cython.uint, seq=cython.uint, kept=Kept)
+                   size=cython.longlong, entry=cython.uint, seq=cython.uint, kept=Kept)
     cdef bytes _history(self, long long record)
     @cython.locals(fields="unsigned int*", ring="unsigned int*", at=cython.longlong, number=cython.uint, entry=cython.uint,
                    kept=Kept, start=cython.longlong, index=cython.longlong)

@@ -22,8 +22,6 @@ primary's retransmissions are compared.
 
 from __future__ import annotations
 
-import mmap
-from array import array
 from typing import TYPE_CHECKING
 
 from lockstep.batch import Batch, BatchBuilder, Buffer
@@ -33,6 +31,18 @@ from lockstep.wire.bytes import equal
 from lockstep.wire.frame import Frame, dissect, dissect_at
 from services.comparer.flow import Held
 from services.comparer.said import Said
+from services.comparer.side import (
+    E_INDEX,
+    E_L4,
+    E_NEXT,
+    E_PREVIOUS,
+    E_RECORD,
+    E_SIZE,
+    E_START,
+    RING,
+    Kept,
+    Side,
+)  # fmt: skip
 from services.comparer.tcp import HISTORY, TcpFlow
 from services.comparer.window import Window
 
@@ -50,10 +60,8 @@ PRIMARY_STALL, SECONDARY_STALL = 0.02, 0.1
 FEW, BACKLOG_STALL = 1024, 0.25
 #: Frames that take it at once; the others at the next turn of the loop.
 MOST_AT_ONCE = 256
-#: Entries of each side's ring: more than the frames of two messages.
-RING = 1 << 17
-#: Bytes and batches of a side that wait in the lane; beyond that the oldest flows take the careful path.
-MOST_BYTES, MOST_BATCHES = 32 << 20, 8192
+#: Bytes of a side that wait in the lane; beyond that the oldest flows take the careful path.
+MOST_BYTES = 32 << 20
 #: Bytes and batches that have left and are still kept, as history.
 RECENT_BYTES, RECENT_BATCHES = 8 << 20, 4096
 #: Bytes of histories that flows brought with them into the lane, and seconds until they are given up.
@@ -76,60 +84,20 @@ SHIFT_AT = 8
     TOUCHED, P_SEQ, S_SEQ, ACKED, LEFT_ACK, P_HEAD, P_TAIL, S_HEAD, S_TAIL, P_USED, S_USED, FRONT, EDGE, TOLD,
     SYN_SEQ, SYN_MATCHED, SYN_MARK, SYN_MARK_HIGH, PLACE, PLACE_HIGH,
 ) = range(OWN, OWN + 20)  # fmt: skip
-#: Fields of a ring's entry. PREVIOUS: of the same flow, for its history. Entries are numbered from 1; 0 is none.
-ENTRY = 8
-E_BATCH, E_INDEX, E_START, E_L4, E_SIZE, E_NEXT, E_PREVIOUS, E_RECORD = range(ENTRY)
-
-#: Marks of a batch's frames.
-WAITS, LEAVES, GONE = range(3)
-
-_FIELDS, _FLAGS, _ENTRY, _RING_MASK = FIELDS, FLAGS, ENTRY, RING - 1
+_FIELDS, _FLAGS = FIELDS, FLAGS
 _CAREFUL, _P_SEEN, _S_SEEN, _ACKED_SET, _LEFT_SET = CAREFUL, P_SEEN, S_SEEN, ACKED_SET, LEFT_SET
 _SCALED, _EDGE_SET, _TOLD_SET, _SHIFT_AT = SCALED, EDGE_SET, TOLD_SET, SHIFT_AT
 _TOUCHED, _P_SEQ, _S_SEQ, _ACKED, _LEFT_ACK, _P_HEAD, _P_TAIL = TOUCHED, P_SEQ, S_SEQ, ACKED, LEFT_ACK, P_HEAD, P_TAIL
 _S_HEAD, _S_TAIL, _P_USED, _S_USED, _FRONT, _EDGE, _TOLD = S_HEAD, S_TAIL, P_USED, S_USED, FRONT, EDGE, TOLD
 _PLACE, _PLACE_HIGH = PLACE, PLACE_HIGH
-_E_BATCH, _E_INDEX, _E_START, _E_L4 = E_BATCH, E_INDEX, E_START, E_L4
+_E_INDEX, _E_START, _E_L4 = E_INDEX, E_START, E_L4
 _E_SIZE, _E_NEXT, _E_PREVIOUS, _E_RECORD = E_SIZE, E_NEXT, E_PREVIOUS, E_RECORD
-_WAITS, _LEAVES, _GONE = WAITS, LEAVES, GONE
 _TCP, _CHATTER = frame.TCP, frame.CHATTER
 _SEQ, _ACK_NUMBER, _FLAGS_AT, _WINDOW = tcp.SEQ, tcp.ACK_NUMBER, tcp.FLAGS, tcp.WINDOW
 _ACK = tcp.ACK
 _ORDINARY = tcp.ACK | tcp.SYN | tcp.FIN | tcp.RST | tcp.URG
 _MANY, _AHEAD = MANY, AHEAD
 _MASK, _HALF = 0xFFFFFFFF, 0x80000000
-
-
-class Kept:
-    """A batch of one side, kept while frames of it wait, and as history. Its bytes never change.
-
-    number: of the batch, on its side. first: number of its first frame. at: when it came.
-    left: frames that wait in the lane. fresh: those that left since the last `Lane.leaving`.
-    """
-
-    def __init__(self, batch: Batch, number: int, first: int, at: float) -> None:
-        if not batch.stable:
-            batch = Batch(bytes(batch.data), batch.lengths[:], batch.vnet, batch.epoch)
-        data = batch.data
-        self.batch = batch
-        self.number = number & _MASK
-        self.first = first
-        self.at = at
-        self.count = len(batch.lengths)
-        self.left = self.fresh = self.low = self.low_start = self.high = 0
-        self.first_entry = self.entries = 0
-        marks = bytearray(self.count)
-        #: Exports, so that nobody can resize what the pointers lead to.
-        self._exports = memoryview(data), memoryview(batch.lengths), memoryview(marks)
-        self._see(data, batch.lengths, marks)
-
-    def _see(self, data: Buffer, lengths: array[int], marks: bytearray) -> None:
-        if cython.compiled:
-            self.data = cython.address(data[0])
-            self.lengths = cython.address(lengths[0])
-            self.marks = cython.address(marks[0])
-        else:
-            self.data, self.lengths, self.marks = data, lengths, marks
 
 
 class Lane:
@@ -150,27 +118,12 @@ class Lane:
         if not cython.compiled:
             self._ahead = [0] * AHEAD  # compiled, it lies in this object
         self._now = 0.0
-        self._primary: list[Kept] = []
-        self._secondary: list[Kept] = []
-        self._p_first = self._s_first = self._p_bytes = self._s_bytes = 0
-        self._p_entry = self._s_entry = 0
+        self._primary, self._secondary = Side(), Side()
         self._touched: list[Kept] = []
-        #: Of the primary's batches, how many at the front have nothing that waits.
-        self._p_done = 0
         #: What flows brought with them, by record, oldest first: (when, bytes by place).
         self._brought: dict[int, tuple[float, Said]] = {}
         self._brought_bytes = 0
         self._swept = 0
-        self._p_memory = mmap.mmap(-1, RING * ENTRY * 4, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._s_memory = mmap.mmap(-1, RING * ENTRY * 4, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._see(memoryview(self._p_memory).cast("I"), memoryview(self._s_memory).cast("I"))
-
-    def _see(self, primary: memoryview, secondary: memoryview) -> None:
-        if cython.compiled:
-            self._p_ring = cython.address(primary[0])
-            self._s_ring = cython.address(secondary[0])
-        else:
-            self._p_ring, self._s_ring = primary, secondary
 
     # --- what arrives
 
@@ -179,17 +132,12 @@ class Lane:
         if not batch.lengths:
             return
         self._now = now
-        self._make_room(self._primary, self._p_entry, len(batch.lengths))
-        kept = Kept(batch, self._p_first + len(self._primary), number, now)
-        kept.first_entry = self._p_entry
-        self._primary.append(kept)
-        self._p_bytes += len(batch.data)
-        self._take_primary(kept, batch.vnet)
-        kept.entries = self._p_entry - kept.first_entry
-        self._let_go_primary()
+        self._make_room(self._primary, len(batch.lengths), _P_HEAD)
+        self._take_primary(self._primary.take(batch, number, now), batch.vnet)
+        self._primary.let_go(RECENT_BYTES, RECENT_BATCHES)
 
     def _take_primary(self, kept: Kept, vnet: int) -> None:
-        f, data, fields, ring = self._frame, kept.data, self.fields, self._p_ring
+        f, data, fields, side = self._frame, kept.data, self.fields, self._primary
         seconds = int(self._now)
         end = 0
         for index in range(kept.count):
@@ -235,25 +183,14 @@ class Lane:
             fields[at + _TOUCHED] = seconds
             if size:
                 fields[at + _P_SEQ] = (seq + size) & _MASK
-            self._p_entry += 1
-            if not self._p_entry & _MASK:
-                self._p_entry += 1
-            entry = (self._p_entry & _RING_MASK) * _ENTRY
-            ring[entry + _E_BATCH] = kept.number
-            ring[entry + _E_INDEX] = index
-            ring[entry + _E_START] = start
-            ring[entry + _E_L4] = l4
-            ring[entry + _E_SIZE] = size
-            ring[entry + _E_NEXT] = 0
-            ring[entry + _E_RECORD] = record
+            entry = side.add(kept, index, start, l4, size, record)
             last = fields[at + _P_TAIL]
-            ring[entry + _E_PREVIOUS] = last
+            side.ring[entry + _E_PREVIOUS] = last
             if fields[at + _P_HEAD]:
-                ring[(last & _RING_MASK) * _ENTRY + _E_NEXT] = self._p_entry & _MASK
+                side.ring[side.at(last) + _E_NEXT] = side.entry
             else:
-                fields[at + _P_HEAD] = self._p_entry & _MASK
-            fields[at + _P_TAIL] = self._p_entry & _MASK
-            kept.left += 1
+                fields[at + _P_HEAD] = side.entry
+            fields[at + _P_TAIL] = side.entry
             self.waiting += 1
             self._match(record)
 
@@ -262,17 +199,12 @@ class Lane:
         if not batch.lengths:
             return
         self._now = now
-        self._make_room(self._secondary, self._s_entry, len(batch.lengths))
-        kept = Kept(batch, self._s_first + len(self._secondary), 0, now)
-        kept.first_entry = self._s_entry
-        self._secondary.append(kept)
-        self._s_bytes += len(batch.data)
-        self._take_secondary(kept, batch.vnet)
-        kept.entries = self._s_entry - kept.first_entry
-        self._let_go_secondary()
+        self._make_room(self._secondary, len(batch.lengths), _S_HEAD)
+        self._take_secondary(self._secondary.take(batch, 0, now), batch.vnet)
+        self._secondary.let_go(0, 0)
 
     def _take_secondary(self, kept: Kept, vnet: int) -> None:
-        f, data, fields, ring = self._frame, kept.data, self.fields, self._s_ring
+        f, data, fields, side = self._frame, kept.data, self.fields, self._secondary
         seconds = int(self._now)
         end = 0
         for index in range(kept.count):
@@ -316,23 +248,12 @@ class Lane:
             self._hear(at, data, l4)
             if size:
                 fields[at + _S_SEQ] = (seq + size) & _MASK
-                self._s_entry += 1
-                if not self._s_entry & _MASK:
-                    self._s_entry += 1
-                entry = (self._s_entry & _RING_MASK) * _ENTRY
-                ring[entry + _E_BATCH] = kept.number
-                ring[entry + _E_INDEX] = index
-                ring[entry + _E_START] = start
-                ring[entry + _E_L4] = l4
-                ring[entry + _E_SIZE] = size
-                ring[entry + _E_NEXT] = 0
-                ring[entry + _E_RECORD] = record
+                side.add(kept, index, start, l4, size, record)
                 if fields[at + _S_HEAD]:
-                    ring[(fields[at + _S_TAIL] & _RING_MASK) * _ENTRY + _E_NEXT] = self._s_entry & _MASK
+                    side.ring[side.at(fields[at + _S_TAIL]) + _E_NEXT] = side.entry
                 else:
-                    fields[at + _S_HEAD] = self._s_entry & _MASK
-                fields[at + _S_TAIL] = self._s_entry & _MASK
-                kept.left += 1
+                    fields[at + _S_HEAD] = side.entry
+                fields[at + _S_TAIL] = side.entry
             if fields[at + _P_HEAD]:
                 self._match(record)
 
@@ -383,16 +304,16 @@ class Lane:
 
     def _match(self, record: int) -> None:
         """Compare the heads of both queues, and mark what is proven, as far as that goes."""
-        fields, p_ring, s_ring = self.fields, self._p_ring, self._s_ring
+        fields, p_ring, s_ring = self.fields, self._primary.ring, self._secondary.ring
         at = record * _FIELDS
         while fields[at + _P_HEAD]:
-            p = (fields[at + _P_HEAD] & _RING_MASK) * _ENTRY
-            kept = self._primary[(p_ring[p + _E_BATCH] - self._p_first) & _MASK]
+            p = self._primary.at(fields[at + _P_HEAD])
+            kept = self._primary.holder(p)
             data, l4, size = kept.data, p_ring[p + _E_L4], p_ring[p + _E_SIZE]
             payload = l4 + (data[l4 + 12] >> 4 << 2)
             while fields[at + _P_USED] < size and fields[at + _S_HEAD]:
-                s = (fields[at + _S_HEAD] & _RING_MASK) * _ENTRY
-                other = self._secondary[(s_ring[s + _E_BATCH] - self._s_first) & _MASK]
+                s = self._secondary.at(fields[at + _S_HEAD])
+                other = self._secondary.holder(s)
                 other_l4, other_size = s_ring[s + _E_L4], s_ring[s + _E_SIZE]
                 other_payload = other_l4 + (other.data[other_l4 + 12] >> 4 << 2)
                 part = size - fields[at + _P_USED]
@@ -447,122 +368,48 @@ class Lane:
 
     def leave(self, kept: Kept, index: int, start: int) -> None:
         """Mark a frame of a batch, which begins at `start`, to leave in its place there."""
-        kept.marks[index] = _LEAVES
         if not kept.fresh:
             self._touched.append(kept)
-            kept.low, kept.low_start, kept.high = index, start, index
-        elif index < kept.low:
-            kept.low, kept.low_start = index, start
-        elif index > kept.high:
-            kept.high = index
-        kept.fresh += 1
+        kept.leave(index, start)
 
     def _careful_primary(self, kept: Kept, index: int, start: int, end: int) -> None:
-        kept.marks[index] = _GONE
+        kept.gone(index)
         self.core.careful_primary(kept, index, start, end, self._now)
 
     def leaving(self) -> list[Batch]:
         """What is proven and has not left, in the primary's order; a batch that leaves whole is the one that came."""
-        if not self._touched:
-            return []
         if len(self._touched) > 1:
             self._touched.sort(key=_order)
         batches: list[Batch] = []
         builder = BatchBuilder()
         for kept in self._touched:
-            if kept.fresh == kept.count:
-                batches += builder.take()
-                batches.append(kept.batch)
-                self._all_gone(kept)
-            else:
-                self._gather(kept, builder)
-            kept.fresh = 0
+            if not kept.gather(builder):
+                batches += [*builder.take(), kept.batch]
         self._touched.clear()
         return batches + builder.take()
 
-    def _all_gone(self, kept: Kept) -> None:
-        for index in range(kept.count):
-            kept.marks[index] = _GONE
-
-    def _gather(self, kept: Kept, builder: BatchBuilder) -> None:
-        """Copy the runs of frames that leave."""
-        end = kept.low_start
-        run = run_start = -1
-        for index in range(kept.low, kept.high + 1):
-            start = end
-            end += kept.lengths[index]
-            if kept.marks[index] == _LEAVES:
-                kept.marks[index] = _GONE
-                if run < 0:
-                    run, run_start = index, start
-            elif run >= 0:
-                builder.extend_from(kept.batch, run, index, run_start, start)
-                run = -1
-        if run >= 0:
-            builder.extend_from(kept.batch, run, kept.high + 1, run_start, end)
-
     # --- what is kept
 
-    def _let_go_primary(self) -> None:
-        """Give up batches that are neither waited for nor recent."""
-        done, size = 0, self._p_bytes
-        count = len(self._primary)
-        while self._p_done < count and not self._primary[self._p_done].left:
-            self._p_done += 1
-        while done < self._p_done and (size > RECENT_BYTES or count - done > RECENT_BATCHES):
-            kept = self._primary[done]
-            if kept.fresh:
-                break
-            size -= len(kept.batch.data)
-            done += 1
-        if done:
-            del self._primary[:done]
-            self._p_done -= done
-            self._p_first, self._p_bytes = (self._p_first + done) & _MASK, size
-
-    def _let_go_secondary(self) -> None:
-        done, size = 0, self._s_bytes
-        for kept in self._secondary:
-            if kept.left:
-                break
-            size -= len(kept.batch.data)
-            done += 1
-        if done:
-            del self._secondary[:done]
-            self._s_first, self._s_bytes = (self._s_first + done) & _MASK, size
-
-    def _make_room(self, side: list[Kept], entry: int, frames: int) -> None:
+    def _make_room(self, side: Side, frames: int, head: int) -> None:
         """Send the oldest flows of a side the careful way if it holds too much, or its ring can't take so many more."""
-        primary = side is self._primary
-        while side:
-            oldest = side[0]
-            size = self._p_bytes if primary else self._s_bytes
-            used = entry + 1 - oldest.first_entry
-            if size <= self._most_bytes and len(side) < MOST_BATCHES and used + frames < RING - 1:
-                return
-            if oldest.left:
-                self._promote_waiting(oldest, primary)
-            del side[0]
-            if primary:
-                self._p_done = max(0, self._p_done - 1)
-                self._p_first, self._p_bytes = (self._p_first + 1) & _MASK, size - len(oldest.batch.data)
-            else:
-                self._s_first, self._s_bytes = (self._s_first + 1) & _MASK, size - len(oldest.batch.data)
+        while not side.has_room(frames, self._most_bytes):
+            self._promote_waiting(side, side.batches[0], head)
+            side.drop_oldest()
 
     def tick(self, now: float) -> None:
         """Send the careful way what has waited long."""
         self._now = now
         budget = MOST_AT_ONCE
-        for kept in self._primary[self._p_done :]:
-            if kept.at + self._patience() > now or budget <= 0:
-                break
-            budget -= self._promote_waiting(kept, True, budget)
-        for kept in self._secondary[:]:
-            if kept.at + SECONDARY_STALL > now or budget <= 0:
-                break
-            budget -= self._promote_waiting(kept, False, budget)
-        self._let_go_primary()
-        self._let_go_secondary()
+        for side, head, patience in (
+            (self._primary, _P_HEAD, self._patience()),
+            (self._secondary, _S_HEAD, SECONDARY_STALL),
+        ):
+            for kept in side.waiting():
+                if kept.at + patience > now or budget <= 0:
+                    break
+                budget -= self._promote_waiting(side, kept, head, budget)
+        self._primary.let_go(RECENT_BYTES, RECENT_BATCHES)
+        self._secondary.let_go(0, 0)
         while self._brought:
             record, (when, _) = next(iter(self._brought.items()))
             if when + BROUGHT_AGE > now:
@@ -574,30 +421,28 @@ class Lane:
 
     def next_deadline(self) -> float | None:
         """When `tick` has something to do."""
-        moments = []
-        if self.waiting:
-            moments += [next(kept.at for kept in self._primary[self._p_done :] if kept.left) + self._patience()]
-        moments += [kept.at + SECONDARY_STALL for kept in self._secondary[:1]]
+        primary, secondary = self._primary.oldest(), self._secondary.oldest()
+        moments = [] if primary is None else [primary + self._patience()]
+        if secondary is not None:
+            moments.append(secondary + SECONDARY_STALL)
         return min(moments, default=None)
 
     def kept(self) -> int:
         """Bytes of the batches in which frames wait, and of the histories that flows brought with them."""
-        waiting = [len(kept.batch.data) for kept in (*self._primary[self._p_done :], *self._secondary) if kept.left]
+        waiting = [len(kept.batch.data) for side in (self._primary, self._secondary) for kept in side.waiting()]
         return sum(waiting) + self._brought_bytes
 
-    def _promote_waiting(self, kept: Kept, primary: bool, most: int = RING) -> int:
-        """Flows with frames that wait in this batch take the careful path, until `most` are gone; how many are."""
-        before = kept.left
-        ring, fields = (self._p_ring if primary else self._s_ring), self.fields
-        head = _P_HEAD if primary else _S_HEAD
-        for number in range(kept.first_entry + 1, kept.first_entry + kept.entries + 1):
+    def _promote_waiting(self, side: Side, kept: Kept, head: int, most: int = RING) -> int:
+        """Flows with frames that wait in this batch take the careful path, until `most` are gone; how many are.
+
+        head: the field of a record with the first of that side's entries.
+        """
+        before, fields, ring = kept.left, self.fields, side.ring
+        for number in range(kept.first_entry + 1, kept.first_entry + kept.entries + 2):  # 0 is none: it was left out
             if not kept.left or before - kept.left >= most:
                 break
-            entry = (number & _RING_MASK) * _ENTRY
-            record = ring[entry + _E_RECORD]
-            if ring[entry + _E_BATCH] != kept.number or not record:
-                continue
-            if not fields[record * _FIELDS + _FLAGS] & _CAREFUL and fields[record * _FIELDS + head]:
+            record = ring[side.at(number & _MASK) + _E_RECORD]
+            if record and not fields[record * _FIELDS + _FLAGS] & _CAREFUL and fields[record * _FIELDS + head]:
                 self.promote(record, late=True)
         gone: int = before - kept.left
         return gone
@@ -605,12 +450,9 @@ class Lane:
     def promote_waiting(self, now: float) -> None:
         """Every flow with anything that waits takes the careful path (a cut, or a failover)."""
         self._now = now
-        for kept in list(self._primary):
-            if kept.left:
-                self._promote_waiting(kept, True)
-        for kept in list(self._secondary):
-            if kept.left:
-                self._promote_waiting(kept, False)
+        for side, head in ((self._primary, _P_HEAD), (self._secondary, _S_HEAD)):
+            for kept in side.waiting():
+                self._promote_waiting(side, kept, head)
 
     # --- from the lane to the careful path, and back
 
@@ -650,14 +492,14 @@ class Lane:
         flow.said.add(flow.frontier - len(history), history)
         if fields[at + _P_USED]:
             # Bytes of the head that are proven: the secondary's batch with them may be gone.
-            head = (fields[at + _P_HEAD] & _RING_MASK) * _ENTRY
-            flow.said.add(flow.frontier, self._payload(head)[: fields[at + _P_USED]])
+            head = self._primary.at(fields[at + _P_HEAD])
+            proven = self._payload(self._primary.holder(head), head)[: fields[at + _P_USED]]
+            flow.said.add(flow.frontier, proven)
         return flow
 
-    def _payload(self, entry: int) -> Buffer:
+    def _payload(self, kept: Kept, entry: int) -> Buffer:
         """What a primary frame carries."""
-        ring = self._p_ring
-        kept = self._primary[(ring[entry + _E_BATCH] - self._p_first) & _MASK]
+        ring = self._primary.ring
         l4 = ring[entry + _E_L4]
         payload = l4 + (kept.batch.data[l4 + 12] >> 4 << 2)
         carried: Buffer = kept.batch.data[payload : payload + ring[entry + _E_SIZE]]
@@ -665,39 +507,39 @@ class Lane:
 
     def _history(self, record: int) -> bytes:
         """Bytes in front of FRONT that are still kept, at most HISTORY."""
-        fields, ring, at = self.fields, self._p_ring, record * _FIELDS
+        fields, ring, at = self.fields, self._primary.ring, record * _FIELDS
         following = fields[at + _FRONT]
         number = fields[at + _P_TAIL]
         if fields[at + _P_HEAD]:
-            number = ring[(fields[at + _P_HEAD] & _RING_MASK) * _ENTRY + _E_PREVIOUS]
+            number = ring[self._primary.at(fields[at + _P_HEAD]) + _E_PREVIOUS]
         parts: list[bytes] = []
         size = 0
-        while number and size < HISTORY and (self._p_entry - number) & _MASK < RING - 1:
-            entry = (number & _RING_MASK) * _ENTRY
-            index = (ring[entry + _E_BATCH] - self._p_first) & _MASK
-            if ring[entry + _E_RECORD] != record or index >= len(self._primary):
+        while number and size < HISTORY:
+            kept = self._primary.recent(number, record)
+            if kept is None:
                 break
+            entry = self._primary.at(number)
             number = ring[entry + _E_PREVIOUS]
             if not ring[entry + _E_SIZE]:
                 continue
-            data, l4 = self._primary[index].batch.data, ring[entry + _E_L4]
-            seq = int.from_bytes(data[l4 + _SEQ : l4 + _SEQ + 4], "big")
+            at = ring[entry + _E_L4] + _SEQ
+            seq = int.from_bytes(kept.batch.data[at : at + 4], "big")
             if (seq + ring[entry + _E_SIZE]) & _MASK != following:
                 break
             following = seq
-            parts.append(bytes(self._payload(entry)))
+            parts.append(bytes(self._payload(kept, entry)))
             size += ring[entry + _E_SIZE]
         parts.reverse()
         return b"".join(parts)
 
     def _said(self, record: int) -> list[tuple[Buffer, int, int]]:
         """The secondary's frames that wait: buffer, where each begins behind its virtio-net header, and its end."""
-        fields, ring, at = self.fields, self._s_ring, record * _FIELDS
+        fields, ring, at = self.fields, self._secondary.ring, record * _FIELDS
         frames = []
         number = fields[at + _S_HEAD]
         while number:
-            entry = (number & _RING_MASK) * _ENTRY
-            kept = self._secondary[(ring[entry + _E_BATCH] - self._s_first) & _MASK]
+            entry = self._secondary.at(number)
+            kept = self._secondary.holder(entry)
             start, index = ring[entry + _E_START], ring[entry + _E_INDEX]
             frames.append((kept.batch.data, start + kept.batch.vnet, start + kept.batch.lengths[index]))
             kept.left -= 1
@@ -706,12 +548,12 @@ class Lane:
 
     def _held(self, record: int) -> list[Held]:
         """The primary's frames that wait, in order."""
-        fields, ring, at = self.fields, self._p_ring, record * _FIELDS
+        fields, ring, at = self.fields, self._primary.ring, record * _FIELDS
         held = []
         number = fields[at + _P_HEAD]
         while number:
-            entry = (number & _RING_MASK) * _ENTRY
-            kept = self._primary[(ring[entry + _E_BATCH] - self._p_first) & _MASK]
+            entry = self._primary.at(number)
+            kept = self._primary.holder(entry)
             start, index = ring[entry + _E_START], ring[entry + _E_INDEX]
             data = bytes(kept.batch.data[start : start + kept.batch.lengths[index]])
             f = self._held_frame
@@ -719,7 +561,7 @@ class Lane:
             held.append(
                 Held(data, kept.batch.vnet, f.l4, f.payload, f.payload_end, f.kind, kept.at, kept.first + index)
             )
-            kept.marks[index] = _GONE
+            kept.gone(index)
             kept.left -= 1
             self.waiting -= 1
             number = ring[entry + _E_NEXT]

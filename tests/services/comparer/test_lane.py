@@ -14,7 +14,8 @@ from lockstep.batch import Batch
 from lockstep.config import Node
 from lockstep.streams import Cut, Event
 from services.comparer.core import MADE, Core
-from services.comparer.lane import BACKLOG_STALL, FEW, MANY, MOST_BYTES, PRIMARY_STALL, RING
+from services.comparer.lane import BACKLOG_STALL, FEW, MANY, MOST_BYTES, PRIMARY_STALL
+from services.comparer.side import RING
 
 ISN, CLIENT_ISN = 0xFFFFFF00, 900  # data begins shortly before the wrap
 STREAM = bytes((i * 7 + i // 256) & 0xFF for i in range(1200))
