@@ -61,9 +61,9 @@ class Comparer:
             link.send(Batch.of([frame]), 0)
         while time.monotonic() < deadline:
             if self.listener.sockets[0].poll(20):
-                event = self.listener.receive(self.listener.sockets[0])
-                if event is not None and event.name == "divergence":
-                    return event
+                for event in self.listener.receive(self.listener.sockets[0]) or ():
+                    if event.name == "divergence":
+                        return event
         raise AssertionError(self.status())
 
     def close(self) -> None:
