@@ -16,7 +16,7 @@ from typing import Any
 
 from vm.image import image
 
-PATIENCE = 120.0
+PATIENCE = 60.0
 MAC = "52:54:00:12:34:56"
 
 
