@@ -205,7 +205,8 @@ class TcpFlow(Flow):
         return None
 
     def _is_probe(self, place: int, size: int) -> bool:
-        return size == 1 and place == self.frontier - 1
+        # Behind a FIN that has left, the number of the FIN is the last one that was said.
+        return size == 1 and (place == self.frontier - 1 or (self.closed and place == self.fin))
 
     def _probes_alike(self, place: int, buf: Buffer, payload: int, end: int) -> bool:
         return self._is_probe(place, end - payload) and self.probe == (place, buf[payload])
@@ -394,6 +395,9 @@ class TcpFlow(Flow):
             if urgent not in self.urgent:
                 self.urgent = (*self.urgent, urgent)[-MOST_PLACES:]
         found = None
+        if end - payload == 1 and place == self.fin:
+            self.probe = place, buf[payload]
+            return None
         if end > payload and not self.said.add(place, buf[payload:end]):
             if end - payload == 1 and place + 1 == self.said.end():
                 self.probe = place, buf[payload]

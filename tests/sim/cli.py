@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import itertools
 import multiprocessing
 import os
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tests/sim/run.py", description=__doc__)
     parser.add_argument("--seeds", type=int, metavar="N", help="run N seeds (default: 200, without --seconds)")
     parser.add_argument("--start", type=int, default=0, metavar="K", help="begin with seed K (default: 0)")
+    parser.add_argument("--today", type=int, default=0, metavar="N", help="and N seeds more, other ones each day")
     parser.add_argument("--seconds", type=float, metavar="S", help="stop after so many seconds")
     parser.add_argument("--seed", type=int, metavar="K", help="run this seed alone")
     parser.add_argument("--verbose", action="store_true", help="print the scenario and the whole trace of --seed")
@@ -75,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     end = time.monotonic() + (asked.seconds if asked.seconds is not None else float("inf"))
     most = asked.seeds if asked.seeds is not None else 200 if asked.seconds is None else None
     numbers = itertools.count(asked.start) if most is None else iter(range(asked.start, asked.start + most))
+    if asked.today:
+        first = datetime.date.today().toordinal() * 1000
+        numbers = itertools.chain(numbers, range(first, first + asked.today))
     in_time = itertools.takewhile(lambda _: time.monotonic() < end, numbers)
     began = told = time.monotonic()
     passed = failed = 0

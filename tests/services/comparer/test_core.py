@@ -527,6 +527,18 @@ def test_a_keep_alive_with_a_byte_of_garbage_waits_for_one_alike(sides: Sides) -
     assert not sides.named("divergence")
 
 
+def test_a_keep_alive_behind_a_fin_is_no_divergence(sides: Sides) -> None:
+    """Its number is the FIN's own; a byte there that comes instead of the FIN is another matter."""
+    fin = segment(ISN + 1, CLIENT_ISN + 1, b"abc", flags=FIN)
+    sides.secondary(fin)
+    assert sides.primary(fin) == [fin]
+    assert sides.primary(data(3, b"\0")) == []
+    assert not sides.named("divergence")
+    assert sides.secondary(data(3, b"\0")) == [data(3, b"\0")]
+    sides.primary(data(3, b"de"))
+    assert sides.named("divergence")[0]["reason"] == "fin"
+
+
 def test_a_keep_alive_of_another_place_proves_none(sides: Sides) -> None:
     sides.secondary(data(0, b"abc"), data(2, b"\0"))
     sides.primary(data(0, b"abc"))
