@@ -537,6 +537,8 @@ class Checker:
         assert q.quoted is not None
         key = p.version, p.quoted[1], p.quoted[0]
         learned, lives = self.learned.get(key), self.followed.get(key, ())
+        if lives and lives[-1].waiting and q.quoted[2] == lives[-1].iss:
+            return  # of its SYN, which is all that it has said
         if learned is None and lives and lives[-1].waiting:
             if q.quoted[2] != lives[-1].iss:
                 raise Violation(5, f"an error about a SYN of {key} quotes {q.quoted[2]} instead of {lives[-1].iss}")
@@ -859,6 +861,8 @@ class Checker:
                 return entry, p
         if changed is not None:
             raise Violation(5, f"the checksum was {changed.checksum} and became {p.checksum}: {p}")
+        if p.kind == "tcp" and self._probes(p, anywhere=True):
+            return None, p
         raise Violation(3, f"a frame left that the primary did not say, or said before another that left: {p}")
 
     def _derived(self, entry: Entry, p: Packet) -> bool:
@@ -880,18 +884,19 @@ class Checker:
         last = entry.taken + len(part) == len(of.payload)
         if not last and (of.checksum != "partial" or p.flags & FIN or not part):
             return False
-        # A super-frame is cut at its segments' edges; its last segment is a plain one, and can be cut anywhere.
-        if not last and len(of.payload) - entry.taken > of.gso_size and len(part) % (of.gso_size or 1):
-            return False
         return not last or p.flags & FIN == of.flags & FIN
 
-    def _probes(self, p: Packet) -> bool:
-        """Whether this is a keep-alive that the comparer made of the head, to have the client say what it has got."""
+    def _probes(self, p: Packet, anywhere: bool = False) -> bool:
+        """Whether this is a keep-alive that the comparer made of the head, to have the client say what it has got.
+
+        It names the last byte that left. anywhere: or another one, since a comparer that is
+        new knows the stream from where it came in; without a byte in it, that does no harm.
+        """
         front, entries = self.front.get(p.flow), self.inside.get(p.flow)
         if p.flags != ACK or p.payload or p.checksum != "right" or front is None or not entries:
             return False
-        # It names the last byte that left, or the number behind it: where a FIN stands that is known to come.
-        return (p.seq + 1 - front) & MASK in (0, 1) and any(
+        behind = distance(p.seq + 1, front)
+        return (behind == 0 or (anywhere and abs(behind) < REACH)) and any(
             entry.packet.stamps == p.stamps and entry.packet.options == p.options for entry in entries
         )
 
