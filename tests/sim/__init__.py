@@ -4,10 +4,10 @@
     python -m pytest tests/sim --seeds 200        python tests/sim/mutants.py
 
     scenario.py   what a seed decides: traffic, habits, settings, faults, cuts, failovers
-    plans.py      the connections, as scripts            host.py      a TCP/IP host without I/O
+    plans.py      the connections, as scripts            host.py      a host without I/O: connection.py, habits.py
     wire.py       frames to fields and back              world.py     processes, links, ports, the checkpointer
     checker.py    the invariants, held against the trace show.py      the trace in words
-    known.py      faults that are known and not mended   mutants.py   guards taken out one by one
+    known.py      faults that are known and not mended   mutants.py   guards of guards.py taken out one by one
 
 `wire`, `host` and `checker` share no code with the cores: what those read wrongly is read rightly here.
 """

@@ -76,7 +76,7 @@ GUARDS = (
     Guard("an ack is lowered too little", _EASE, "    _ACK.pack_into(frame, at, flow.acked)", "    _ACK.pack_into(frame, at, (flow.acked + 1) & 0xFFFFFFFF)", seeds=(48,)),
     Guard("the checksum of a lowered ack stays", _EASE, "moved32(_CHECKSUM.unpack_from(frame, field)[0], ack, flow.acked)", "_CHECKSUM.unpack_from(frame, field)[0]", seeds=(48,)),
     Guard("the window is not lowered", _WINDOW, "return lowered if lowered < window else None", "return None", seeds=(1,)),
-    Guard("unproven parts leave with the proven", _EASE, "head.vnet, proven // step * step)", "head.vnet, (proven // step + 1) * step)"),
+    Guard("unproven parts leave with the proven", _EASE, "head.vnet, proven // step * step or proven)", "head.vnet, (proven // step + 1) * step)"),
     Guard("a stuck head leaves unproven", _EASE, "    if proven < size:", "    if False:", seeds=(0,)),
     Guard("a FIN leaves with the first part", "lockstep/wire/gso.py", "payload[:at], 0, 0, tcp.FIN | tcp.PSH, step)", "payload[:at], 0, 0, 0, step)", seeds=(200,)),
     Guard("the secondary's ACKs leave wherever they stand", _EASE, "    return flow.reached(buf, f.l4)", "    return True", seeds=(159,)),
@@ -115,12 +115,12 @@ GUARDS = (
     Guard("the secondary gets no input", _MIRROR, "return [(GUEST, item), (INGRESS, item)]", "return [(GUEST, item)]"),
     # 9: bounds
     Guard("bytes have no limit", _TABLE, "        return flow.kept() + more > self.config.max_flow_bytes or self.kept + more > self.config.max_bytes", "        return False"),
-    Guard("flows have no limit", _TABLE, "        full = len(self.flows) >= self.config.max_flows", "        full = False"),
+    Guard("flows have no limit", _TABLE, "        full = len(self.flows) + self._lane.count >= self.config.max_flows", "        full = False"),
     Guard("half-open flows have no limit", _TABLE, "(opening and len(self.half_open) >= self.config.max_half_open)", "False"),
     Guard("a flood evicts established flows", _TABLE, "            self._forget(next(iter(self.half_open)))", "            self._forget(next(iter(self.flows)))"),
     # 10: invariance, and the arithmetic under all of it
     Guard("sequence numbers do not wrap", "lockstep/wire/seqnum.py", "    return ((a - b + 0x80000000) & MASK) - 0x80000000", "    return a - b"),
-    Guard("bytes of the last connection stay", _TCP, "        self.said.clear()\n        self.fin = self.reset_at = None", "        self.fin = self.reset_at = None"),
+    Guard("bytes of the last connection stay", _TCP, "        self.said.clear()\n        self.fin = self.reset_at = self.reset_left = None", "        self.fin = self.reset_at = self.reset_left = None"),
     Guard("nobody waits too long", _CORE, "            if self._due_at(flow.held[0]) <= heard:", "            if False:"),
     Guard("a stuck head is never eased", _CORE, "if isinstance(flow, TcpFlow) and flow.held[0].arrived + STALL <= now:", "if False:"),
 )  # fmt: skip
