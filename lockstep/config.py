@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.fields import FieldInfo
 
 from lockstep.qemu.address import Address
-from lockstep.streams import STREAMS, stream_and_share
+from lockstep.streams import DIGESTS, SECONDARY, STREAMS, stream_and_share
 from lockstep.wiring import LOCAL, SERVICES
 
 Stream = Literal["ingress", "to_guest", "from_guest", "primary", "secondary", "released"]
@@ -248,6 +248,9 @@ class Redirector(_Model):
     """The redirector's port and its part in a failover."""
 
     uplink: Port = Field(default_factory=Port, description="towards the clients, silent until failover")
+    secondary: Literal["frames", "digest"] = Field(
+        "frames", description="digest: instead of TCP's payload a keyed hash goes to the comparer, set likewise there"
+    )
     announcements: Annotated[int, Field(ge=1, le=20)] = Field(5, description="how often the address is announced")
 
 
@@ -315,6 +318,9 @@ class Comparer(_Model):
         description="unix:///PATH or tcp://HOST:PORT: where checkpoints are spoken of as on colo-compare's notify_dev",
     )
     notify_server: bool = Field(False, description="listen at `notify`, instead of connecting to it")
+    secondary: Literal["frames", "digest"] = Field(
+        "frames", description="digest: the redirector sends hashes in place of TCP's payload (`redirector.secondary`)"
+    )
     workers: Annotated[int, Field(ge=1, le=64)] = Field(
         1, description="processes that compare, each its share of the flows; limits are shared out; read at start"
     )
@@ -514,6 +520,8 @@ class Node(_Model):
 
     def link(self, stream: str) -> Link:
         """The link of a stream, or of a share of one; one that was not configured is ipc in `run_dir`."""
+        if stream == DIGESTS:
+            stream = SECONDARY  # what travels over that link is another, the link is the same
         configured = self.links.get(cast(Stream, stream))
         plain, name = stream_and_share(stream)
         if configured is None and plain == "released":
@@ -771,6 +779,9 @@ def _guests_faults(node: Node) -> Iterator[Fault]:
 
 
 def _workers_faults(node: Node) -> Iterator[Fault]:
+    if node.comparer.secondary == "digest" and (node.comparer.workers > 1 or node.guests):
+        way_out = "Leave `workers` at 1 and `guests` empty, or the secondary at frames."
+        yield Fault("comparer.secondary", "digest", "one process of one guest alone reads digests", way_out)
     workers = str(node.comparer.workers)
     if workers != "1" and len(node.with_fused(("comparer",))) > 1:
         yield Fault("comparer.workers", workers, "a fused comparer is one process", "Take the comparer out of `fuse`.")

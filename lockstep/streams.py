@@ -26,12 +26,16 @@ FROM_GUEST = "from_guest"
 PRIMARY = "primary"
 SECONDARY = "secondary"
 RELEASED = "released"
+#: What takes the place of `secondary` in digest mode (`services/redirector/digest.py`).
+DIGESTS = "digests"
 
 #: Events that other services published, for a core that listens to them.
 EVENTS = "events"
 
-#: Every stream that a link can carry.
+#: Every stream of the pipeline.
 STREAMS = (INGRESS, TO_GUEST, FROM_GUEST, PRIMARY, SECONDARY, RELEASED)
+#: What a message may name: a stream, or what takes the place of one.
+CARRIED = (*STREAMS, DIGESTS)
 
 
 def share(stream: str, name: str) -> str:

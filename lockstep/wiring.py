@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from lockstep.streams import (
+    DIGESTS,
     FROM_GUEST,
     GUEST,
     INGRESS,
@@ -83,10 +84,23 @@ LOCAL = (TO_GUEST, FROM_GUEST)
 def of(node: Node, service: str) -> Wiring:
     """A service's wiring on this node: a comparer of many guests gives each of them its own `released`."""
     wiring = SERVICES[service]
+    digests = {"redirector": node.redirector.secondary, "comparer": node.comparer.secondary}
+    if digests.get(service) == "digest":
+        return _with_digests(wiring)
     if service != "comparer" or not node.guests:
         return wiring
     gives = tuple(share(stream, guest.name) for stream in wiring.gives for guest in node.guests)
     return replace(wiring, gives=gives)
+
+
+def _with_digests(wiring: Wiring) -> Wiring:
+    """The same, with `digests` in place of `secondary`."""
+
+    def other(streams: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(DIGESTS if stream == SECONDARY else stream for stream in streams)
+
+    rests = {other((source,))[0]: other(links) for source, links in wiring.rests.items()}
+    return replace(wiring, takes=other(wiring.takes), gives=other(wiring.gives), rests=rests)
 
 
 def of_splitter(workers: int) -> Wiring:

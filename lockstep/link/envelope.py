@@ -16,7 +16,7 @@ import msgpack
 
 from lockstep.batch import MAX_BATCH, MAX_FRAME, VNET_SIZES, Batch, Buffer
 from lockstep.link.lengths import extent
-from lockstep.streams import PHASES, STREAMS, Cut
+from lockstep.streams import CARRIED, PHASES, Cut
 
 VERSION = 1
 BOOT_BYTES = 8
@@ -105,7 +105,7 @@ def decode(parts: Sequence[Buffer], stream: str | None = None, guest: str | None
     name, boot, lengths = header.get("s"), header.get("b"), header.get("l")
     if not isinstance(name, str) or not isinstance(boot, bytes) or not isinstance(lengths, bytes):
         raise EnvelopeError("type", "s, b or l is missing or of another type")
-    if name not in STREAMS or (stream is not None and name != stream):
+    if name not in CARRIED or (stream is not None and name != stream):
         raise EnvelopeError("stream", f"stream {name[:32]!r} instead of {stream!r}")
     if len(boot) != BOOT_BYTES:
         raise EnvelopeError("type", f"b has {len(boot)} bytes instead of {BOOT_BYTES}")

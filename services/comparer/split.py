@@ -139,7 +139,7 @@ def split(batch: Batch, workers: int, seed: int, f: Frame) -> list[tuple[int, Ba
         size, first = size + sizes[worker], first + counts[worker]
     data, sorted_lengths = bytearray(size), array("I", bytes(4 * count))
     gather(batch.data, lengths, dealt, places, firsts, data, sorted_lengths)
-    view = memoryview(data)
+    view = memoryview(data).toreadonly()  # it stays as it is, so nobody has to copy it again
     return [
         (
             worker,

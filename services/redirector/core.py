@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from array import array
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from lockstep.batch import Batch
 from lockstep.config import Node
 from lockstep.streams import (
+    DIGESTS,
     FROM_GUEST,
     INGRESS,
     SECONDARY,
@@ -31,6 +33,7 @@ from lockstep.streams import (
 from lockstep.wire import arp, ethernet, frame, ipv4, ipv6, vlan
 from lockstep.wire.frame import Frame, dissect
 from services.redirector.announce import Address, announcements
+from services.redirector.digest import KEY_BYTES, digest
 
 #: Addresses of the guest that are learned from its frames, at most.
 MOST_LEARNED = 64
@@ -58,6 +61,8 @@ class Core:
         self._rounds_left = 0
         self._next_round = 0.0
         self._frame = Frame()
+        #: In digest mode, the key of this start.
+        self._key = os.urandom(KEY_BYTES) if config.redirector.secondary == "digest" else None
         #: (MAC, VLAN tags as they lie in the frame) → the addresses it speaks for.
         self._learned: dict[tuple[bytes, bytes], list[Address]] = {}
         self._configured = bool(config.guest.mac)
@@ -100,12 +105,14 @@ class Core:
             # The cut has been through the rewriter: what follows it is said in the new epoch.
             if item.phase == "commit":
                 self.epoch = max(self.epoch, item.epoch)
-            return [] if self._speaking else [(SECONDARY, item)]
+            return [] if self._speaking else [(SECONDARY if self._key is None else DIGESTS, item)]
         self.counters["guest_frames"] += len(item)
         self._learn(item)
         if self._speaking:
             self.counters["uplink_frames_out"] += len(item)
             return [(UPLINK, item)]
+        if self._key is not None:
+            return [(DIGESTS, digest(item, self._key, self._frame))]
         return [(SECONDARY, item)]
 
     def _learn(self, batch: Batch) -> None:

@@ -788,3 +788,20 @@ def test_a_worker_has_its_share_of_the_limits_and_links_to_the_splitter(load: Lo
 )
 def test_workers_are_of_a_comparer_alone(faults: Faults, text: str) -> None:
     assert [fault.setting for fault in faults(SOUND + text)] == ["comparer.workers"]
+
+
+# Digest mode.
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[comparer]\nworkers = 2\n", '[[guests]]\nname = "a"\nreleased = "ipc:///r/a"\n[comparer]\n'],
+)
+def test_digests_are_read_by_one_process_of_one_guest(faults: Faults, text: str) -> None:
+    assert [fault.setting for fault in faults(f'{SOUND}{text}secondary = "digest"\n')] == ["comparer.secondary"]
+
+
+def test_digests_go_over_the_link_of_the_secondary(load: Load) -> None:
+    node = load('[links]\nsecondary = "tcp://127.0.0.1:7103"\n[redirector]\nsecondary = "digest"\n')
+    assert node.link("digests") == node.link("secondary")
+    assert Node().link("digests").endpoint == "ipc:///run/lockstep/secondary"

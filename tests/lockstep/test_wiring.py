@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import get_args
 
-from lockstep.config import Service, Stream
+from lockstep import wiring
+from lockstep.config import Node, Service, Stream
 from lockstep.streams import STREAMS
 from lockstep.wiring import LOCAL, SERVICES
 
@@ -75,3 +76,23 @@ def test_no_link_waits_for_itself() -> None:
 
     for stream in STREAMS:
         waits_for(stream)
+
+
+def test_in_digest_mode_digests_take_the_place_of_the_secondary() -> None:
+    node = Node.model_validate({"redirector": {"secondary": "digest"}, "comparer": {"secondary": "digest"}})
+    redirector, comparer = wiring.of(node, "redirector"), wiring.of(node, "comparer")
+    assert (redirector.gives, comparer.takes) == (("to_guest", "digests"), ("primary", "digests"))
+    assert redirector.rests["from_guest"] == ("digests",)
+    assert comparer.rests["digests"] == ("released",)
+    assert wiring.of(node, "mirror") is wiring.SERVICES["mirror"]
+
+
+def test_each_guest_has_a_released_of_its_own_and_each_worker_its_share() -> None:
+    guests = [{"name": name, "released": f"ipc:///r/{name}"} for name in ("a", "b")]
+    node = Node.model_validate({"guests": guests})
+    assert wiring.of(node, "comparer").gives == ("released@a", "released@b")
+    splitter = wiring.of_splitter(2)
+    assert splitter.takes == ("released@0", "released@1", "primary", "secondary")
+    assert splitter.gives == ("released", "primary@0", "primary@1", "secondary@0", "secondary@1")
+    assert splitter.rests["primary"] == ("primary@0", "primary@1")
+    assert splitter.rests["released@1"] == ("released",)
