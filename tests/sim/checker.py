@@ -742,18 +742,9 @@ class Checker:
             if p.shape in ("client_aborts", "guest_gives_up")
         ):
             return  # what the secondary had not yet said when a RST ended it, nobody will say
-        if "fin_blocks" in self.excused and self._fin_waits(report["flow"]):
-            return
         patient = s.compare_timeout >= (FOREVER if s.one_sided or s.failover is not None else 1.0)
         if reason not in HARD and patient and not s.limited:
             raise Violation(10, f"equal guests, nothing lost on one side, and {name} waits in vain: {report}")
-
-    def _fin_waits(self, name: str) -> bool:
-        return any(
-            entry.packet.kind == "tcp" and entry.packet.flags & FIN and self._name(entry.packet) == name
-            for entries in self.inside.values()
-            for entry in entries
-        )
 
     def _offsets_doubtful(self) -> bool:
         """The rewriter may not know the distances: it is new, or never heard of the last commit."""
@@ -1035,8 +1026,6 @@ class Checker:
                 return "the rewriter is newer than the connection"
         if plan.shape in ("guest_aborts", "guest_gives_up") and world.ended(number) is None:
             return "a RST is never repeated"
-        if s.compare_timeout == FOREVER and "fin_blocks" in self.excused and self._fin_waits(name):
-            return "a FIN waits for an ack"
         if s.compare_timeout == FOREVER and s.one_sided:
             if any(p.port == plan.port and p is not plan for p in s.plans) or plan.fate != COMPLETE:
                 return "a reset that one guest has not seen, and nobody's patience ends"
