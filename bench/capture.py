@@ -1,9 +1,14 @@
-"""`python -m bench capture`: what a frame costs each capture frontend, written at one end and read at the other."""
+"""`python -m bench capture`: what a frame costs each capture frontend, written at one end and read at the other.
+
+Delay is from the write until the read has returned, one frame at a time, the median.
+"""
 
 from __future__ import annotations
 
 import select
+import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,13 +21,17 @@ from lockstep.batch import Batch
 from lockstep.capture import memory, tap
 from lockstep.capture.base import Port, PortError
 from lockstep.capture.packet import PacketPort
+from lockstep.capture.qemu import QemuPort
 from lockstep.demo.namespaces import Namespace
+from lockstep.qemu.address import Address
 
 Ends = tuple[Port, Port]
 #: Frames in one batch: what a device's queue holds without loss.
 _BATCH = 128
 #: Seconds without a frame after which the rest is lost.
 _SILENCE = 0.3
+#: Frames that are sent one at a time.
+_SINGLE = 2000
 _TAPS = ("tapa", "tapb")
 
 
@@ -63,8 +72,24 @@ def _passed(ends: Ends, traffic: Traffic) -> dict[str, float]:
     return {
         "write_us": figures.rounded(writing / traffic.frames * 1e6),
         "read_us": figures.rounded(reading / max(came, 1) * 1e6),
+        "delay_us": figures.rounded(_delay(ends, traffic) * 1e6),
         "lost": traffic.frames - came,
     }
+
+
+def _delay(ends: Ends, traffic: Traffic) -> float:
+    """Seconds from a write until the read has returned, the median."""
+    near, far = ends
+    seen = []
+    while far.read() is not None:
+        pass
+    for single in traffic.batches(traffic.measured[: _SINGLE * traffic.size], traffic.size):
+        began = time.perf_counter()
+        near.write(single)
+        while far.read() is None and select.select([far], [], [], _SILENCE)[0]:
+            pass
+        seen.append(time.perf_counter() - began)
+    return statistics.median(seen)
 
 
 def _timed(write: Callable[[Batch], None], batch: Batch) -> float:
@@ -112,6 +137,20 @@ def _packets() -> Iterator[Ends]:
 
 
 @contextmanager
+def _qemus() -> Iterator[Ends]:
+    """Two of our ends of a unix socket, in QEMU's framing."""
+    with tempfile.TemporaryDirectory(prefix="ls-", dir="/tmp") as folder, ExitStack() as stack:
+        ends = []
+        for server in (True, False):
+            ends.append(QemuPort("bench.qemu", Address.parse(f"unix://{folder}/s"), server, 10))
+            stack.callback(ends[-1].close)
+        while not all(end.counters["connections"] for end in ends):
+            for end in ends:
+                end.read()
+        yield ends[0], ends[1]
+
+
+@contextmanager
 def _namespace() -> Iterator[Namespace]:
     namespace = Namespace("bench")
     try:
@@ -127,11 +166,11 @@ def _ip(namespace: Namespace, *commands: str) -> None:
         subprocess.run(["ip", *command.split()], check=True, preexec_fn=namespace.enter)
 
 
-FRONTENDS: dict[str, Callable[[], Any]] = {"memory": _memory, "tap": _taps, "packet": _packets}
+FRONTENDS: dict[str, Callable[[], Any]] = {"memory": _memory, "tap": _taps, "packet": _packets, "qemu": _qemus}
 
 
 def show(document: dict[str, Any]) -> None:
     """The same for people."""
     rows = [tuple(run.values()) for run in document["runs"]]
-    columns = ("frontend", "payload", "CPU µs/frame written", "CPU µs/frame read", "lost")
+    columns = ("frontend", "payload", "CPU µs/frame written", "CPU µs/frame read", "delay µs", "lost")
     figures.show("capture frontends", columns, rows, document["findings"])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, cast
 
@@ -46,6 +47,9 @@ app = typer.Typer(
     epilog="Exit codes: 0 fine, 1 a divergence was found, 64 usage, 65 an unreadable file, "
     "69 a peer, device or socket is missing, 77 not permitted, 78 bad configuration.",
 )
+
+capture_app = typer.Typer(no_args_is_help=True, help="Capture frontends: where frames come from and go to.")
+app.add_typer(capture_app, name="capture")
 
 ConfigFile = Annotated[
     Path | None,
@@ -282,6 +286,22 @@ def compare(
 
     options = CompareOptions(primary, secondary, tuple(guest or ()), as_json, report, partial)
     raise typer.Exit(compare_captures(options))
+
+
+@capture_app.command("list")
+def capture_list(as_json: AsJson = False) -> None:
+    """Say which capture frontends work on this machine, and what each of the others lacks."""
+    from lockstep.capture.survey import other_namespaces, survey
+
+    found, namespaces = survey(), other_namespaces()
+    if as_json:
+        print(json.dumps({"frontends": [asdict(one) for one in found], "netns": {"lacks": namespaces}}))
+        return
+    table = Table("frontend", "works", "lacks, or can't do", box=None, header_style="bold")
+    for one in found:
+        table.add_row(one.frontend, "yes" if one.works else "no", escape(one.lacks or one.note))
+    table.add_row("(netns)", "no" if namespaces else "yes", escape(namespaces))
+    Console().print(table)
 
 
 @app.command("check-config")

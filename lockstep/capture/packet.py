@@ -65,7 +65,7 @@ class PacketPort(Port):
         self.counters["dropped_in"] = 0
         self._device = device
         with entered(netns, name):
-            self._socket = _open(name, device, netns)
+            self._socket = open_socket(name, device, netns)
             try:
                 bring_up(name, device, mtu)
                 self.vnet = _set_up(self._socket, name, device, fanout)
@@ -185,8 +185,8 @@ def with_tag(frame: memoryview | bytes, size: int, tpid: int, tci: int) -> bytes
     return b"".join((header, frame[size:macs], _TAG.pack(tpid, tci), frame[macs:]))
 
 
-def _open(name: str, device: str, netns: str | None) -> socket.socket:
-    """A socket that receives nothing yet."""
+def open_socket(name: str, device: str, netns: str | None) -> socket.socket:
+    """A socket that receives nothing yet; raises PortError. `device`, `netns`: for errors."""
     try:
         return socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
     except PermissionError as error:
@@ -198,8 +198,8 @@ def _open(name: str, device: str, netns: str | None) -> socket.socket:
         raise PortError(f"{name}: {error.strerror}; {way_out}") from error
 
 
-def _set_up(made: socket.socket, name: str, device: str, fanout: int | None) -> int:
-    """Prepare the socket, bind it, and give the bytes of virtio-net header that it speaks."""
+def prepare(made: socket.socket, name: str) -> int:
+    """Set what the socket needs before it is bound; gives the bytes of virtio-net header that it speaks."""
     for forced, usual in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
         try:
             made.setsockopt(socket.SOL_SOCKET, forced, BUFFER)
@@ -216,6 +216,12 @@ def _set_up(made: socket.socket, name: str, device: str, fanout: int | None) -> 
         size = VNET
     except OSError:
         size = 0
+    return size
+
+
+def _set_up(made: socket.socket, name: str, device: str, fanout: int | None) -> int:
+    """Prepare the socket, bind it, and give the bytes of virtio-net header that it speaks."""
+    size = prepare(made, name)
     made.bind((device, ETH_P_ALL))
     if made.getsockname()[3] != ARPHRD_ETHER:
         raise PortError(f"{name}.device = {device} carries no Ethernet frames; name another interface")

@@ -58,7 +58,7 @@ class TapPort(Port):
         self._fd = -1
         self._device = device
         with entered(netns, name):
-            self._fd = _open(name, device, netns, multi_queue)
+            self._fd = open_device(name, device, netns, multi_queue)
             try:
                 bring_up(name, device, mtu)
                 if persistent:
@@ -134,7 +134,8 @@ class TapPort(Port):
             self._fd = -1
 
 
-def _open(name: str, device: str, netns: str | None, multi_queue: bool) -> int:
+def open_device(name: str, device: str, netns: str | None, multi_queue: bool) -> int:
+    """A descriptor of the device in the namespace where this thread is; raises PortError. `netns`: for errors."""
     where = f"{device}{f' in {netns}' if netns else ''}"
     try:
         fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
