@@ -34,6 +34,7 @@ from services.comparer.said import DIFFERENT, EQUAL, MISSING, Said, first_differ
 from services.comparer.window import Window, bare_segment, with_window
 
 _SEGMENT = struct.Struct(">4xIIBB")  # ports, seq, ack, data offset, flags
+_OPENING = struct.Struct(">4xIIBBH")  # ports, seq, ack, data offset, flags, window
 _CHECKSUM = struct.Struct(">H")
 _MARK_KEY = os.urandom(16)
 
@@ -285,6 +286,10 @@ class TcpFlow(Flow):
         """See Flow."""
         if head.data[head.l4 + tcp.FLAGS] & (tcp.SYN | tcp.ACK) == tcp.SYN | tcp.ACK and not head.originals:
             self.syn_frame = head.data, head.vnet
+        if head.payload_end > head.payload and opens_with_data(head.data, head.l4) and not head.originals:
+            bare = without_data(head)
+            self.released(bare, head.kind, head.l4, head.payload, head.payload)
+            return bare
         window = self.window.allowed(head.data, head.l4) if self.window is not None else None
         if self.window is None or window is None or head.originals:
             return super().leaves(head)
@@ -489,8 +494,25 @@ class TcpFlow(Flow):
         self.window = None
 
 
+def opens_with_data(buf: Buffer, l4: int) -> bool:
+    """Whether a segment with data is the first of a connection that the guest opens (Fast Open, RFC 7413)."""
+    return buf[l4 + tcp.FLAGS] & (tcp.SYN | tcp.ACK) == tcp.SYN
+
+
+def without_data(head: Held) -> bytes:
+    """A SYN without its data, which the guest then sends once the connection is open (RFC 7413 §4.2).
+
+    The client may take the data or not, and its ack alone doesn't tell which: the rewriter, which learns
+    from that ack where the primary's numbers begin, would be wrong by so much.
+    """
+    seq, ack, _, flags, window = _OPENING.unpack_from(head.data, head.l4)
+    return bare_segment(head.data, head.vnet, seq, ack, window, flags & ~tcp.PSH)
+
+
 def mark(said: bytes) -> int:
     """64 bits that stand for the signature of a SYN that was proven, to know it again; keyed, so not to be forged."""
+    if not said[0] & tcp.ACK:
+        said = said[: 7 + int.from_bytes(said[5:7], "big")]  # its data never leaves
     return int.from_bytes(blake2b(said, digest_size=8, key=_MARK_KEY).digest(), "big")
 
 

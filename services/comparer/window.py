@@ -126,8 +126,8 @@ def vnet_l4(data: bytes, vnet: int) -> int:
     return f.l4
 
 
-def bare_segment(data: bytes, vnet: int, seq: int, ack: int, window: int) -> bytes:
-    """A pure ACK with these numbers, and all else as in the TCP segment `data`; its checksum is complete."""
+def bare_segment(data: bytes, vnet: int, seq: int, ack: int, window: int, flags: int = tcp.ACK) -> bytes:
+    """A segment without data, with these numbers; all else as in the TCP segment `data`, and its checksum complete."""
     f = Frame()
     dissect(f, data, vnet, len(data))
     frame = bytearray(data[: f.payload])
@@ -141,7 +141,7 @@ def bare_segment(data: bytes, vnet: int, seq: int, ack: int, window: int) -> byt
         _U16.pack_into(frame, f.l3 + ipv6.PAYLOAD_LENGTH, f.payload - f.l3 - ipv6.HEADER)
         at, size = f.l3 + ipv6.SOURCE, 32
     _NUMBERS.pack_into(frame, f.l4 + tcp.SEQ, seq, ack)
-    frame[f.l4 + tcp.FLAGS] = tcp.ACK
+    frame[f.l4 + tcp.FLAGS] = flags
     _TAIL.pack_into(frame, f.l4 + tcp.WINDOW, window, 0, 0)
     pseudo = bytes(frame[at : at + size]) + struct.pack(">II", f.payload - f.l4, IPPROTO_TCP)
     _U16.pack_into(frame, f.l4 + tcp.CHECKSUM, checksum(frame[f.l4 :], ones_sum(pseudo)))

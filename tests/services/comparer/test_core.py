@@ -613,6 +613,24 @@ def test_mptcp_can_be_left_unprotected() -> None:
     assert sides.named("unprotected")[0]["reason"] == "mptcp"
 
 
+@pytest.mark.parametrize("vnet", [0, 10])
+def test_a_syn_that_opens_leaves_without_its_data_which_follows_as_a_segment(vnet: int) -> None:
+    """The client's ack must tell the rewriter where the primary's numbers begin."""
+    sides = Sides()
+    cookie = b"\x22\x0a" + b"8 bytes."
+    at = {"sport": 50000, "dport": 80, "vnet": vnet, "partial": bool(vnet)}
+    with_data = segment(ISN, None, b"GET / HTTP/1.1", flags=SYN, options=cookie, **at)  # type: ignore[arg-type]
+    bare = bytes(vnet) + segment(ISN, None, flags=SYN, options=cookie, sport=50000, dport=80)
+    other = segment(ISN2, None, b"GET / HTTP/1.1", flags=SYN, options=cookie, **at)  # type: ignore[arg-type]
+    assert sides.primary(with_data, vnet=vnet) == []
+    assert sides.secondary(other, vnet=vnet) == [bare]
+    assert sides.primary(with_data, vnet=vnet) == [bare]  # said again
+    again = segment(ISN + 1, CLIENT_ISN + 1, b"GET / HTTP/1.1", sport=50000, dport=80)
+    assert sides.primary(again) == []
+    assert sides.secondary(again) == [again]
+    assert sides.conserved()
+
+
 def test_fast_open_cookies_are_each_guests_own() -> None:
     sides = Sides()
     syn = segment(ISN, CLIENT_ISN + 1, flags=SYN, options=b"\x22\x0aAAAAAAAA" + MSS_WS)
