@@ -70,6 +70,7 @@ class TcpFlow(Flow):
         "syn",
         "syn_frame",
         "syn_matched",
+        "syn_overtaken",
         "syn_said",
         "urgent",
         "window",
@@ -102,6 +103,8 @@ class TcpFlow(Flow):
         self.offered: tuple[int, int] | None = None
         #: The secondary's SYN that waits for the primary's: (seq, signature).
         self.syn_said: tuple[int, bytes] | None = None
+        #: Its SYN-ACK, if that came before the SYN that it follows (both ends opened at once, RFC 9293 §3.5).
+        self.syn_overtaken: tuple[int, bytes] | None = None
         #: The pair that was proven equal: the primary's (seq, `mark` of its signature), and the secondary's seq.
         self.syn: tuple[int, int] | None = None
         self.syn_matched: int | None = None
@@ -336,7 +339,8 @@ class TcpFlow(Flow):
         if self.syn == (seq, mark(said)):
             return
         self.syn_matched = self.syn_said[0] if self.syn_said else None
-        self.syn, self.syn_said, self.window = (seq, mark(said)), None, None
+        self.syn, self.window = (seq, mark(said)), None
+        self.syn_said, self.syn_overtaken = self.syn_overtaken, None
         self.anchored = self.primary_seen = True
         self.frontier = size
         self.frontier_seq = (seq + 1 + size) & MASK
@@ -420,7 +424,9 @@ class TcpFlow(Flow):
         if self.syn is not None and self.syn[1] == mark(said) and seq in (self.syn_matched, self.syn[0]):
             return  # the one that was matched, again
         if self.syn_said is None or self.syn_said[0] != seq:
-            self.offered = None
+            self.offered = self.syn_overtaken = None
+        elif self.syn_said[1][0] & tcp.ACK and not said[0] & tcp.ACK:
+            self.syn_overtaken = self.syn_said
         self.syn_said = (seq, said)
 
     # --- windows
@@ -479,7 +485,7 @@ class TcpFlow(Flow):
         self.fin = None
         self.resets = self.urgent = ()
         self.probe = None
-        self.syn_said = None
+        self.syn_said = self.syn_overtaken = None
         self.offered = None
         if self.window is not None:
             self.window.edge = None

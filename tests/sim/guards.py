@@ -102,7 +102,7 @@ GUARDS = (
     Guard("frames of another epoch are heard", _CORE, "        elif batch.epoch == self.epoch:", "        elif True:"),
     Guard("what the old secondary said counts on", _TCP, "        self.said.clear()\n        self.acked = self.primary_acked\n", "        self.acked = self.primary_acked\n"),
     Guard("what the old secondary acked counts on", _TCP, "        self.acked = self.primary_acked\n        self.fin = None", "        self.fin = None"),
-    Guard("the old secondary's SYN counts on", _TCP, "        self.probe = None\n        self.syn_said = None", "        self.probe = None"),
+    Guard("the old secondary's SYN counts on", _TCP, "        self.probe = None\n        self.syn_said = self.syn_overtaken = None", "        self.probe = None"),
     Guard("a commit lets out what is behind the cut", _CORE, "while flow.held and flow.held[0].number < before:", "while flow.held:"),
     Guard("a commit lets nothing out", _CORE, "while flow.held and flow.held[0].number < before:", "while False:"),
     Guard("an abort counts as a commit", _CORE, '        elif cut.phase == "commit":', '        elif cut.phase in ("commit", "abort"):'),

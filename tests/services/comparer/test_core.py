@@ -631,6 +631,17 @@ def test_a_syn_that_opens_leaves_without_its_data_which_follows_as_a_segment(vne
     assert sides.conserved()
 
 
+def test_both_ends_opened_at_once_and_the_secondary_s_syn_was_overtaken() -> None:
+    """Its SYN-ACK comes first, and is not said again once the client has answered it."""
+    sides = Sides()
+    at = {"sport": 50000, "dport": 9004}
+    syn, syn_ack = segment(ISN, flags=SYN, **at), segment(ISN, CLIENT_ISN + 1, flags=SYN, **at)  # type: ignore[arg-type]
+    assert sides.primary(syn, syn_ack) == []
+    assert sides.secondary(segment(ISN2, CLIENT_ISN + 1, flags=SYN, **at)) == []  # type: ignore[arg-type]
+    assert sides.secondary(segment(ISN2, flags=SYN, **at)) == [syn, syn_ack]  # type: ignore[arg-type]
+    assert sides.conserved()
+
+
 def test_fast_open_cookies_are_each_guests_own() -> None:
     sides = Sides()
     syn = segment(ISN, CLIENT_ISN + 1, flags=SYN, options=b"\x22\x0aAAAAAAAA" + MSS_WS)
