@@ -70,7 +70,6 @@ class TcpFlow(Flow):
         "syn",
         "syn_frame",
         "syn_matched",
-        "syn_overtaken",
         "syn_said",
         "urgent",
         "window",
@@ -101,10 +100,9 @@ class TcpFlow(Flow):
         self.window: Window | None = None
         #: The secondary's last ack and window field since its last SYN, until the scale is known.
         self.offered: tuple[int, int] | None = None
-        #: The secondary's SYN that waits for the primary's: (seq, signature).
-        self.syn_said: tuple[int, bytes] | None = None
-        #: Its SYN-ACK, if that came before the SYN that it follows (both ends opened at once, RFC 9293 §3.5).
-        self.syn_overtaken: tuple[int, bytes] | None = None
+        #: The secondary's SYNs that wait for the primary's: (seq, signature), the latest first. Two where both ends
+        #: opened at once (RFC 9293 §3.5): its SYN and its SYN-ACK, in whatever order they came.
+        self.syn_said: tuple[tuple[int, bytes], ...] = ()
         #: The pair that was proven equal: the primary's (seq, `mark` of its signature), and the secondary's seq.
         self.syn: tuple[int, int] | None = None
         self.syn_matched: int | None = None
@@ -247,11 +245,9 @@ class TcpFlow(Flow):
     def _verdict_on_syn(self, seq: int, said: bytes) -> int:
         if self.syn == (seq, mark(said)):
             return RELEASE
-        if self.syn_said is None:
-            return WAIT
-        if self.syn_said[1] == said:
+        if any(other == said for _, other in self.syn_said):
             return RELEASE
-        return DIFFERS if same_handshake(self.syn_said[1], said) else WAIT
+        return DIFFERS if any(same_handshake(other, said) for _, other in self.syn_said) else WAIT
 
     def released(self, buf: Buffer, kind: int, l4: int, payload: int, end: int) -> None:
         """See Flow."""
@@ -338,9 +334,10 @@ class TcpFlow(Flow):
         """The primary's SYN was proven: a new incarnation begins, unless it is the same SYN again."""
         if self.syn == (seq, mark(said)):
             return
-        self.syn_matched = self.syn_said[0] if self.syn_said else None
+        self.syn_matched = next((number for number, other in self.syn_said if other == said), None)
         self.syn, self.window = (seq, mark(said)), None
-        self.syn_said, self.syn_overtaken = self.syn_overtaken, None
+        # Its SYN-ACK, if it has come already, is still to be matched.
+        self.syn_said = () if said[0] & tcp.ACK else tuple(each for each in self.syn_said if each[1][0] & tcp.ACK)
         self.anchored = self.primary_seen = True
         self.frontier = size
         self.frontier_seq = (seq + 1 + size) & MASK
@@ -355,7 +352,9 @@ class TcpFlow(Flow):
         """See Flow."""
         seq, _, _, flags = _SEGMENT.unpack_from(buf, l4)
         if flags & tcp.SYN:
-            own, other = signature(buf, l4, payload, end), self.syn_said[1] if self.syn_said else b""
+            own = signature(buf, l4, payload, end)
+            others = [other for _, other in self.syn_said]
+            other = next((other for other in others if same_handshake(own, other)), others[0] if others else b"")
             return Finding("syn" if same_handshake(own, other) else "unmatched", None, own, other)
         if flags & tcp.RST:
             return Finding("unmatched", self._place(seq) if self.anchored else None)
@@ -423,17 +422,16 @@ class TcpFlow(Flow):
     def _secondary_syn(self, seq: int, said: bytes) -> None:
         if self.syn is not None and self.syn[1] == mark(said) and seq in (self.syn_matched, self.syn[0]):
             return  # the one that was matched, again
-        if self.syn_said is None or self.syn_said[0] != seq:
-            self.offered = self.syn_overtaken = None
-        elif self.syn_said[1][0] & tcp.ACK and not said[0] & tcp.ACK:
-            self.syn_overtaken = self.syn_said
-        self.syn_said = (seq, said)
+        of_this = [each for each in self.syn_said if each[0] == seq]
+        if not of_this:
+            self.offered = None
+        self.syn_said = ((seq, said), *(each for each in of_this if (each[1][0] ^ said[0]) & tcp.ACK))
 
     # --- windows
 
     def _offers(self, ack: int, window: int) -> None:
         """The secondary offers this much: to the connection that is known, or to one whose SYN is not yet proven."""
-        if self.window is None or self.syn_said is not None:
+        if self.window is None or self.syn_said:
             self.offered = ack, window
         if self.window is not None:
             self.window.secondary(ack, window)
@@ -460,7 +458,7 @@ class TcpFlow(Flow):
             and not self.resets
             and not self.urgent
             and self.reset_at is None
-            and self.syn_said is None
+            and not self.syn_said
             and self.syn_frame is None
             and (self.window is None or not self.window.owes)
         )
@@ -485,7 +483,7 @@ class TcpFlow(Flow):
         self.fin = None
         self.resets = self.urgent = ()
         self.probe = None
-        self.syn_said = self.syn_overtaken = None
+        self.syn_said = ()
         self.offered = None
         if self.window is not None:
             self.window.edge = None
