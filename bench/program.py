@@ -94,5 +94,6 @@ class Program:
 
 
 def python(module: str) -> list[str]:
-    """The start of a command that runs one of this project's modules."""
-    return [sys.executable, "-m", module]
+    """The start of a command that runs one of this project's modules, as installed; what isn't, from this folder."""
+    run = f"import runpy, sys; sys.path.append({str(ROOT)!r}); runpy.run_module({module!r}, None, '__main__', True)"
+    return [sys.executable, "-P", "-c", run]

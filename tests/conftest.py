@@ -11,12 +11,16 @@ import functools
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# `bench` and `tests` are not installed. Last, so that what is tested is what was installed and not this folder.
+sys.path.append(str(Path(__file__).parents[1]))
 
 settings.register_profile(
     "lockstep", deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow], print_blob=True

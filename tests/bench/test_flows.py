@@ -2,17 +2,18 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from bench.program import python
 
 ROOT = Path(__file__).parents[2]
 
 
 def bench(*arguments: str) -> dict:
     done = subprocess.run(
-        [sys.executable, "-m", "bench", *arguments, "--json"],
+        [*python("bench"), *arguments, "--json"],
         cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

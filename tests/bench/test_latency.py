@@ -2,10 +2,10 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 from bench.latency import percentile
+from bench.program import python
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,7 +19,7 @@ def test_a_percentile_is_the_smallest_value_that_so_many_do_not_exceed():
 
 
 def test_single_frames_and_load_pass_the_relay_and_ours():
-    command = [sys.executable, "-m", "bench", "latency", "--json", "--runs", "1", "--count", "20", "--seconds", "0.05"]
+    command = [*python("bench"), "latency", "--json", "--runs", "1", "--count", "20", "--seconds", "0.05"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)

@@ -2,11 +2,11 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from bench.program import python
 from bench.proxy import _result, _Seen
 from bench.workloads import WORKLOADS
 
@@ -15,7 +15,7 @@ BY_NAME = {workload.name: workload for workload in WORKLOADS}
 
 
 def bench(*arguments: str) -> dict:
-    command = [sys.executable, "-m", "bench", "proxy", "--json", "--runs", "1", *arguments]
+    command = [*python("bench"), "proxy", "--json", "--runs", "1", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
