@@ -30,6 +30,6 @@ def test_flows_are_opened_and_measured():
 @pytest.mark.root
 def test_every_frontend_passes_every_frame():
     document = bench("capture", "--frames", "300")
-    assert {run["name"] for run in document["runs"]} == {"memory", "tap", "packet"}
-    assert [run["lost"] for run in document["runs"]] == [0] * 6
+    assert {run["name"] for run in document["runs"]} == {"memory", "tap", "packet", "qemu"}
+    assert [run["lost"] for run in document["runs"]] == [0] * 8
     assert document["findings"] == []
