@@ -30,7 +30,7 @@ HOT = [
 ]
 
 #: `-fno-strict-aliasing`: tables are seen as 32-bit and as 64-bit numbers.
-CFLAGS = ["-O3", "-fno-strict-aliasing"]
+CFLAGS = ["-O3", "-fno-strict-aliasing", "-g0"]
 
 
 def missing() -> str | None:
