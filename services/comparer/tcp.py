@@ -253,7 +253,7 @@ class TcpFlow(Flow):
         """See Flow."""
         seq, ack, _, flags = _SEGMENT.unpack_from(buf, l4)
         if flags & tcp.SYN:
-            self._opened(seq, signature(buf, l4, payload, end), end - payload)
+            self._opened(seq, signature(buf, l4, payload, end), 0 if opens_with_data(buf, l4) else end - payload)
             if self.window is None:
                 self._scaled(tcp.window_scale(buf, l4 + tcp.HEADER, payload))
         elif flags & tcp.RST:
@@ -286,9 +286,8 @@ class TcpFlow(Flow):
         if head.data[head.l4 + tcp.FLAGS] & (tcp.SYN | tcp.ACK) == tcp.SYN | tcp.ACK and not head.originals:
             self.syn_frame = head.data, head.vnet
         if head.payload_end > head.payload and opens_with_data(head.data, head.l4) and not head.originals:
-            bare = without_data(head)
-            self.released(bare, head.kind, head.l4, head.payload, head.payload)
-            return bare
+            super().leaves(head)
+            return without_data(head)
         window = self.window.allowed(head.data, head.l4) if self.window is not None else None
         if self.window is None or window is None or head.originals:
             return super().leaves(head)
@@ -515,8 +514,6 @@ def without_data(head: Held) -> bytes:
 
 def mark(said: bytes) -> int:
     """64 bits that stand for the signature of a SYN that was proven, to know it again; keyed, so not to be forged."""
-    if not said[0] & tcp.ACK:
-        said = said[: 7 + int.from_bytes(said[5:7], "big")]  # its data never leaves
     return int.from_bytes(blake2b(said, digest_size=8, key=_MARK_KEY).digest(), "big")
 
 

@@ -147,6 +147,26 @@ def test_a_tcp_segment_in_fragments_is_compared_as_tcp() -> None:
     assert sides.say("secondary", whole) == frames
 
 
+def test_a_syn_in_fragments_said_again_with_other_data_does_not_leave() -> None:
+    """What is proven of a SYN is all of it: fragments leave as they came, data included."""
+    sides = Sides()
+
+    def syn(ident: int, data: bytes) -> list[bytes]:
+        body = packets.segment(5000, None, data, flags=packets.SYN)[34:]
+        pieces = [(0, 24), (24, len(body))]
+        fields = [a >> 3 | (0x2000 if b < len(body) else 0) for a, b in pieces]
+        return [
+            packets.ethernet(packets.ip(packets.GUEST, packets.CLIENT, 6, body[a:b], ident=ident, fragment=field))
+            for (a, b), field in zip(pieces, fields, strict=True)
+        ]
+
+    assert sides.say("primary", *syn(1, b"what both say")) == []
+    assert sides.say("secondary", *syn(2, b"what both say")) == syn(1, b"what both say")
+    assert sides.say("primary", *syn(3, b"something else")) == []
+    assert sides.say("primary", *syn(4, b"what both say")) == []  # behind the one that waits
+    assert sides.conserved()
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 70), st.integers(1, 30), st.booleans(), st.booleans()), max_size=30),
     st.booleans(),
