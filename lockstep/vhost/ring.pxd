@@ -82,6 +82,7 @@ cdef class Ring:
     @cython.locals(
         limit=cython.longlong, at=cython.longlong, steps=cython.longlong, total=cython.longlong, inside=cython.bint,
         address=cython.ulonglong, size=cython.uint, flags=cython.ushort, following=cython.ushort,
+        table="const unsigned char[::1]",
     )
     cdef long long _walk(self, int head, bint write) except -1
     @cython.locals(slot=cython.int)
