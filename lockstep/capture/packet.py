@@ -34,7 +34,7 @@ PACKET_ADD_MEMBERSHIP, PACKET_STATISTICS, PACKET_AUXDATA, PACKET_VNET_HDR = 1, 6
 PACKET_FANOUT, PACKET_IGNORE_OUTGOING = 18, 23
 PACKET_MR_PROMISC = 1
 PACKET_FANOUT_HASH, PACKET_FANOUT_FLAG_IGNORE_OUTGOING = 0, 0x4000
-TP_STATUS_CSUMNOTREADY, TP_STATUS_VLAN_VALID, TP_STATUS_VLAN_TPID_VALID = 1 << 3, 1 << 4, 1 << 6
+TP_STATUS_VLAN_VALID, TP_STATUS_VLAN_TPID_VALID = 1 << 4, 1 << 6
 ETH_P_ALL = 3
 ARPHRD_ETHER = 1
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
@@ -68,7 +68,7 @@ class PacketPort(Port):
             self._socket = open_socket(name, device, netns)
             try:
                 bring_up(name, device, mtu)
-                self.vnet = _set_up(self._socket, name, device, fanout)
+                _set_up(self._socket, name, device, fanout)
             except BaseException:
                 self.close()
                 raise
@@ -77,7 +77,6 @@ class PacketPort(Port):
         self._view = memoryview(self._in.data)
         self._words = memoryview(self._in.about).cast("I")[4 :: _AUXDATA.size // 4]
         self._out = Sending()
-        self._unusual = TP_STATUS_VLAN_VALID | (0 if self.vnet else TP_STATUS_CSUMNOTREADY)
         self._frame = Frame()
 
     def fileno(self) -> int:
@@ -110,40 +109,35 @@ class PacketPort(Port):
         frames: list[memoryview | bytes] = [
             view[start : start + length] for start, length in zip(range(0, SLOT * count, SLOT), lengths, strict=True)
         ]
-        unusual = self._unusual
         if (
-            min(lengths) < self.vnet + ethernet.HEADER
+            min(lengths) < VNET + ethernet.HEADER
             or any(self._in.truncated(count))
-            or any(status & unusual for status in self._words[:count])
+            or any(status & TP_STATUS_VLAN_VALID for status in self._words[:count])
         ):
             frames = [made for number, frame in enumerate(frames) if (made := self._mended(number, frame))]
-        if self.vnet and GSO_UDP_L4 in self._in.data[1 : SLOT * count : SLOT]:
+        if GSO_UDP_L4 in self._in.data[1 : SLOT * count : SLOT]:
             frames = [part for frame in frames for part in self._datagrams(frame)]
         return frames
 
     def _mended(self, number: int, frame: memoryview | bytes) -> memoryview | bytes | None:
         """The frame of a slot with its VLAN tag in its place; None if it is not whole."""
         status, _, _, _, _, tci, tpid = _AUXDATA.unpack_from(self._in.about, number * _AUXDATA.size)
-        if (
-            len(frame) < self.vnet + ethernet.HEADER
-            or self._in.truncated(number + 1)[number]
-            or (not self.vnet and status & TP_STATUS_CSUMNOTREADY)
-        ):
+        if len(frame) < VNET + ethernet.HEADER or self._in.truncated(number + 1)[number]:
             self.counters["dropped_in"] += 1
             return None
         if not status & TP_STATUS_VLAN_VALID:
             return frame
-        if len(frame) - self.vnet + vlan.TAG > MAX_FRAME:
+        if len(frame) - VNET + vlan.TAG > MAX_FRAME:
             self.counters["dropped_in"] += 1
             return None
-        return with_tag(frame, self.vnet, tpid if status & TP_STATUS_VLAN_TPID_VALID else ethernet.VLAN, tci)
+        return with_tag(frame, tpid if status & TP_STATUS_VLAN_TPID_VALID else ethernet.VLAN, tci)
 
     def _datagrams(self, frame: memoryview | bytes) -> list[memoryview | bytes]:
         if frame[1] != GSO_UDP_L4:
             return [frame]
         data = bytes(frame)
-        dissect(self._frame, data, self.vnet, len(data))
-        parts = gso.segments(self._frame, data, self.vnet)
+        dissect(self._frame, data, VNET, len(data))
+        parts = gso.segments(self._frame, data, VNET)
         self.counters["dropped_in"] += not parts
         return [*parts]
 
@@ -174,15 +168,15 @@ class PacketPort(Port):
         self._socket.close()
 
 
-def with_tag(frame: memoryview | bytes, size: int, tpid: int, tci: int) -> bytes:
-    """The frame with one more VLAN tag in front, and its virtio-net header (of `size` bytes) moved along."""
-    header = bytearray(frame[:size])
-    if size and (header[0] & NEEDS_CSUM or header[1] != GSO_NONE):
+def with_tag(frame: memoryview | bytes, tpid: int, tci: int) -> bytes:
+    """The frame with one more VLAN tag in front, and its virtio-net header moved along."""
+    header = bytearray(frame[:VNET])
+    if header[0] & NEEDS_CSUM or header[1] != GSO_NONE:
         hdr_len, gso_size, csum_start = struct.unpack_from("<HHH", header, 2)
         start = csum_start + vlan.TAG if header[0] & NEEDS_CSUM else csum_start
         struct.pack_into("<HHH", header, 2, (hdr_len + vlan.TAG) & 0xFFFF, gso_size, start & 0xFFFF)
-    macs = size + 12
-    return b"".join((header, frame[size:macs], _TAG.pack(tpid, tci), frame[macs:]))
+    macs = VNET + 12
+    return b"".join((header, frame[VNET:macs], _TAG.pack(tpid, tci), frame[macs:]))
 
 
 def open_socket(name: str, device: str, netns: str | None) -> socket.socket:
@@ -198,30 +192,32 @@ def open_socket(name: str, device: str, netns: str | None) -> socket.socket:
         raise PortError(f"{name}: {error.strerror}; {way_out}") from error
 
 
-def prepare(made: socket.socket, name: str) -> int:
-    """Set what the socket needs before it is bound; gives the bytes of virtio-net header that it speaks."""
+def prepare(made: socket.socket, name: str) -> None:
+    """Set what the socket needs before it is bound; raises PortError."""
     for forced, usual in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
         try:
             made.setsockopt(socket.SOL_SOCKET, forced, BUFFER)
         except PermissionError:  # without CAP_NET_ADMIN, as much as net.core.rmem_max allows
             made.setsockopt(socket.SOL_SOCKET, usual, BUFFER)
     made.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
-    try:
-        made.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-    except OSError as error:
-        why = "this kernel shows a packet socket its own frames again (PACKET_IGNORE_OUTGOING, Linux 4.20, is missing)"
-        raise PortError(f'{name}: {why}; choose `capture = "tap"`') from error
-    try:
-        made.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
-        size = VNET
-    except OSError:
-        size = 0
-    return size
+    for option, why in NEEDED.items():
+        try:
+            made.setsockopt(SOL_PACKET, option, 1)
+        except OSError as error:
+            raise PortError(f'{name}: this kernel {why}; choose `capture = "tap"`') from error
 
 
-def _set_up(made: socket.socket, name: str, device: str, fanout: int | None) -> int:
-    """Prepare the socket, bind it, and give the bytes of virtio-net header that it speaks."""
-    size = prepare(made, name)
+#: Options of a packet socket, and what a kernel does without them.
+NEEDED = {
+    PACKET_IGNORE_OUTGOING: "shows a socket its own frames again (PACKET_IGNORE_OUTGOING, Linux 4.20, is missing)",
+    # Without it nothing tells a checksum that is still to be computed from a wrong one, or where to cut a super-frame.
+    PACKET_VNET_HDR: "gives frames without virtio-net headers (PACKET_VNET_HDR is missing)",
+}
+
+
+def _set_up(made: socket.socket, name: str, device: str, fanout: int | None) -> None:
+    """Prepare the socket, and bind it."""
+    prepare(made, name)
     made.bind((device, ETH_P_ALL))
     if made.getsockname()[3] != ARPHRD_ETHER:
         raise PortError(f"{name}.device = {device} carries no Ethernet frames; name another interface")
@@ -229,7 +225,6 @@ def _set_up(made: socket.socket, name: str, device: str, fanout: int | None) -> 
     made.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, membership)
     if fanout is not None:
         _join(made, name, fanout)
-    return size
 
 
 def _join(made: socket.socket, name: str, fanout: int) -> None:

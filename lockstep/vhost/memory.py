@@ -136,31 +136,17 @@ class Memory:
 
     def read(self, address: int, length: int, out: memoryview, at: int) -> bool:
         """Copy guest memory to `out[at:at + length]`; False, and nothing said of `out`, if not all of it is shared."""
-        if length > _LAST_ADDRESS - address:
-            return False
-        if at + length > len(out):
-            raise AssertionError(f"{length} bytes at {at} of {len(out)}")
-        while length:
-            region = self._region(address)
-            if region is None:
-                return False
-            start = address - region.guest
-            size = min(length, region.size - start)
-            if cython.compiled:
-                memcpy(cython.address(out[at]), cython.address(region.view[start]), size)  # type: ignore[name-defined]  # noqa: F821
-            else:
-                out[at : at + size] = region.view[start : start + size]
-            address += size
-            at += size
-            length -= size
-        return True
+        return self._copy(address, length, out, at, False)
 
     def write(self, address: int, length: int, data: memoryview, at: int) -> bool:
         """Copy `data[at:at + length]` to guest memory and log it; False if not all of it is shared, or loggable."""
+        return self._copy(address, length, data, at, True)
+
+    def _copy(self, address: int, length: int, ours: memoryview, at: int, write: bool) -> bool:
         if length > _LAST_ADDRESS - address:
             return False
-        if at + length > len(data):
-            raise AssertionError(f"{length} bytes at {at} of {len(data)}")
+        if at + length > len(ours):
+            raise AssertionError(f"{length} bytes at {at} of {len(ours)}")
         while length:
             region = self._region(address)
             if region is None:
@@ -168,11 +154,13 @@ class Memory:
             start = address - region.guest
             size = min(length, region.size - start)
             if cython.compiled:
-                memcpy(cython.address(region.view[start]), cython.address(data[at]), size)  # type: ignore[name-defined]  # noqa: F821
+                copy(cython.address(region.view[start]), cython.address(ours[at]), size, write)  # type: ignore[name-defined]  # noqa: F821
+            elif write:
+                region.view[start : start + size] = ours[at : at + size]
             else:
-                region.view[start : start + size] = data[at : at + size]
+                ours[at : at + size] = region.view[start : start + size]
             # After the write: whoever clears the bit before it copies the page copies what we wrote.
-            if self.logging and not self.mark(address, size):
+            if write and self.logging and not self.mark(address, size):
                 return False
             address += size
             at += size

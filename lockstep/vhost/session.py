@@ -301,11 +301,9 @@ class Session:
         return protocol.STATE.pack(index, queue.ring.base)
 
     def _set_vring_kick(self, message: Message) -> None:
-        index, fd = message.vring()
-        queue = self._queue(index, message.request)
+        queue, fd = self._eventfd(message)
         if fd is None:
-            raise ProtocolError(f"SET_VRING_KICK: ring {index} without kicks would have to be polled")
-        _check_eventfd(message.request, fd)
+            raise ProtocolError(f"SET_VRING_KICK: ring {queue.index} without kicks would have to be polled")
         self._stop(queue)
         queue.attach(self.memory)
         queue.ring.start()
@@ -317,18 +315,22 @@ class Session:
         self._host.watch(queue)
 
     def _set_vring_call(self, message: Message) -> None:
-        index, fd = message.vring()
-        queue = self._queue(index, message.request)
-        _check_eventfd(message.request, fd)
+        queue, fd = self._eventfd(message)
         queue.call = _replaced(queue.call, fd)
         message.fds.clear()
 
     def _set_vring_err(self, message: Message) -> None:
-        index, fd = message.vring()
-        queue = self._queue(index, message.request)
-        _check_eventfd(message.request, fd)
+        queue, fd = self._eventfd(message)
         queue.err = _replaced(queue.err, fd)
         message.fds.clear()
+
+    def _eventfd(self, message: Message) -> tuple[Queue, int | None]:
+        """A ring and the eventfd that is meant for it, which stays the message's until it is taken out."""
+        index, fd = message.vring()
+        queue = self._queue(index, message.request)
+        if fd is not None:
+            _check_eventfd(message.request, fd)
+        return queue, fd
 
     def _set_vring_enable(self, message: Message) -> None:
         index, enabled = message.state()
@@ -346,12 +348,11 @@ class Session:
         queue.kick = _replaced(queue.kick, None)
 
 
-def _check_eventfd(request: Request, fd: int | None) -> None:
+def _check_eventfd(request: Request, fd: int) -> None:
     """Raise ProtocolError for anything else: writing to it could block us, or change what isn't ours."""
-    if fd is not None:
-        if str(Path(f"/proc/self/fd/{fd}").readlink()) != "anon_inode:[eventfd]":
-            raise ProtocolError(f"{request.name}: the descriptor is no eventfd")
-        os.set_blocking(fd, False)
+    if str(Path(f"/proc/self/fd/{fd}").readlink()) != "anon_inode:[eventfd]":
+        raise ProtocolError(f"{request.name}: the descriptor is no eventfd")
+    os.set_blocking(fd, False)
 
 
 def _replaced(old: int, new: int | None) -> int:

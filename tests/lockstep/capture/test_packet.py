@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from packets import CLIENT, CLIENT_MAC, GUEST, GUEST_MAC, from_client, inet_sum, pseudo, segment, udp
 
 from lockstep.batch import MAX_BATCH, MAX_FRAME, Batch
+from lockstep.capture import packet
 from lockstep.capture.base import PortError, PortPermissionError
 from lockstep.capture.mmsg import Receiving, Sending
 from lockstep.capture.packet import PacketPort, with_tag
@@ -169,9 +170,8 @@ def test_a_tag_moves_only_what_lies_behind_it() -> None:
     """csum_start 34 and hdr_len 54 become 38 and 58; csum_offset counts from csum_start."""
     before = struct.pack("<BBHHHH", 1, 1, 54, 1448, 34, 16) + bytes(12) + b"\x08\x00rest"
     after = struct.pack("<BBHHHH", 1, 1, 58, 1448, 38, 16) + bytes(12) + b"\x81\x00\x00\x4d\x08\x00rest"
-    assert with_tag(before, 10, 0x8100, 77) == after
-    assert with_tag(bytes(10) + before[10:], 10, 0x8100, 77) == bytes(10) + after[10:]
-    assert with_tag(before[10:], 0, 0x8100, 77) == after[10:]
+    assert with_tag(before, 0x8100, 77) == after
+    assert with_tag(bytes(10) + before[10:], 0x8100, 77) == bytes(10) + after[10:]
 
 
 @root
@@ -349,6 +349,19 @@ def test_a_fanout_number_that_another_has_names_it(home: Any) -> None:
     with pytest.raises(PortError, match=r"mirror\.network\.fanout = 7: another program .*; choose another number"):
         PacketPort("mirror.network", "eth0", home.path, fanout=7)
     first.close()
+
+
+@root
+@pytest.mark.parametrize("missing", ["PACKET_IGNORE_OUTGOING", "PACKET_VNET_HDR"])
+def test_a_kernel_that_lacks_what_is_needed_is_refused(
+    home: Any, missing: str, monkeypatch: pytest.MonkeyPatch, open_files: Callable[[], int]
+) -> None:
+    """A number that no kernel knows stands for an option that this one doesn't have."""
+    monkeypatch.setattr(packet, "NEEDED", {9999: packet.NEEDED[getattr(packet, missing)]})
+    before = open_files()
+    with pytest.raises(PortError, match=rf'^mirror\.guest: this kernel .*{missing}.*; choose `capture = "tap"`$'):
+        PacketPort("mirror.guest", "far", home.path)
+    assert open_files() == before
 
 
 def test_a_user_without_the_right_is_told_which(nobody: None) -> None:
