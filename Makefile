@@ -8,10 +8,9 @@ BIN    := $(VENV)/bin
 demo: $(BIN)/lockstep
 	$(BIN)/lockstep demo
 
-# What takes no devices runs two at a time; its output is shown where it fails.
+# What takes no devices runs two at a time, its output shown where it fails; then the scenarios, alone.
 test: $(BIN)/tox
-	$(BIN)/tox run-parallel --parallel 2 --parallel-no-spinner -e lint,types,unit,plain,sim
-	$(BIN)/tox run -e scenarios
+	$(BIN)/tox run-parallel --parallel 2 --parallel-no-spinner
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -26,6 +26,8 @@ _U16 = struct.Struct(">H")
 #: A client's first ack stands at most this far behind its SYN, or one in front of that if it is a keep-alive
 #: (RFC 1122 §4.2.3.6); anything else belongs to another connection.
 _FIRST_ACK_WINDOW = 1 << 24
+#: Bytes in front of a client's last ack that an ICMP error may still quote.
+_MOST_ON_ITS_WAY = 1 << 20
 
 #: How a connection ends: a FIN of each side, or a RST.
 _GUESTS_FIN, _CLIENTS_FIN, _RESET = 1, 2, 4
@@ -169,8 +171,11 @@ class Connection:
             _move(buf, l4, timestamps + 6, self.tsval - tsecr, partial)
 
     def quoted_seq(self, seq: int) -> int | None:
-        """The guest's own number for `seq` in an ICMP error: of its SYN, if that is all it has said."""
-        if self.waiting and not self.known:
+        """The guest's own number for `seq` in an ICMP error: of its SYN, if that waits for an answer.
+
+        Unless it lies where the connection that the ports had before may have had something on its way.
+        """
+        if self.waiting and not (self.client_ack is not None and 0 <= diff(seq, self.client_ack) < _MOST_ON_ITS_WAY):
             return self.isn
         return add(seq, -self.delta) if self.known else None
 

@@ -11,11 +11,10 @@ import errno
 import functools
 import select
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from _pytest.mark import ParameterSet
 from kernel.wire import MASK, Peer, Way, Wire, pattern, readable, received
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
@@ -619,21 +618,10 @@ def path_mtu(wire: Wire) -> None:
 
 # --- the tests
 
-#: What the rewriter is known to get wrong, and for which primaries: those whose distance changes with the life.
-KNOWN = {"second_life_finds_nobody": ("quoted_seq uses the first life's distance", {"wraps", "zero"})}
-
-
-def runs() -> Iterator[ParameterSet]:
-    """Every script with every way."""
-    for name in CASES:
-        reason, ways = KNOWN.get(name, ("", set()))
-        for way in WAYS:
-            marks = [pytest.mark.xfail(reason=reason, strict=True)] if way.name in ways else []
-            yield pytest.param(name, way, id=f"{name}-{way.name}", marks=marks)
-
 
 @pytest.mark.parametrize("v6", [False, True], ids=["ipv4", "ipv6"])
-@pytest.mark.parametrize(("name", "way"), runs())
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+@pytest.mark.parametrize("name", CASES)
 def test_same_with_and_without_the_rewriter(name: str, way: Way, v6: bool) -> None:
     """What the guest says to a script, with the rewriter between, is what it says without."""
     if v6 and not Path("/proc/net/if_inet6").exists():

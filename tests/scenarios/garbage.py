@@ -7,8 +7,9 @@ KIND  envelopes  messages to each stream that fit the format in no way that coun
       frames     messages that fit, from another producer, with frames that are random or nearly right
       raw        bytes to every socket that are no ZMTP, or stop being it; connections that say nothing
 
-It goes on until its standard input ends, MOST rounds at most, and prints one JSON line: how many
-messages went to each stream or service.
+It goes on until a line comes on its standard input, MOST rounds at most, and prints one JSON line: how many
+messages went to each stream or service. It stays connected until its standard input ends: of a peer that leaves,
+ZeroMQ forgets what it has not read yet.
 """
 
 from __future__ import annotations
@@ -328,8 +329,9 @@ def main() -> None:
                 total[name] = total.get(name, 0) + count
             if select.select([sys.stdin], [], [], 0)[0]:
                 break
+        print(json.dumps(total), flush=True)
+        sys.stdin.read()
         context.destroy()
-    print(json.dumps(total), flush=True)
 
 
 if __name__ == "__main__":

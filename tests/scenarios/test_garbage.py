@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,9 +43,8 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 
 @contextmanager
-def garbage(stage: Stage, *kinds: str) -> Iterator[dict[str, int]]:
-    """Garbage of these kinds, for as long as this is open; then how many messages of it went where."""
-    sent: dict[str, int] = {}
+def garbage(stage: Stage, *kinds: str) -> Iterator[Callable[[], dict[str, int]]]:
+    """Garbage of these kinds, until `stop` is called, which returns how many messages of it went where."""
     sources = [
         stage.popen(
             None, [sys.executable, HERE / "garbage.py", kind, stage.run_dir, 1],
@@ -53,24 +52,38 @@ def garbage(stage: Stage, *kinds: str) -> Iterator[dict[str, int]]:
         )
         for kind in kinds
     ]  # fmt: skip
-    yield sent
+
+    def stop() -> dict[str, int]:
+        sent: dict[str, int] = {}
+        for source in sources:
+            source.stdin.write(b"\n")
+            source.stdin.flush()
+        for source in sources:
+            sent |= said(source)
+        return sent
+
+    yield stop
     for source in sources:
         source.stdin.close()
     for source in sources:
-        sent |= said(source)
         assert source.wait() == 0
 
 
-def through_garbage(stage: Stage, direction: str, *kinds: str) -> dict[str, int]:
-    """A transfer, from an eighth on with garbage: whole, and by the processes that were there before."""
+@contextmanager
+def through_garbage(stage: Stage, direction: str, *kinds: str) -> Iterator[dict[str, int]]:
+    """A transfer, from an eighth on with garbage: whole, and by the processes that were there before.
+
+    Yields how many messages went where, while those who sent them are still connected.
+    """
     pids = {name: service.pid for name, service in stage.services.items()}
     with Transfer(stage, direction, SIZE) as transfer:
         transfer.until(SIZE // 8)
-        with garbage(stage, *kinds) as sent:
+        with garbage(stage, *kinds) as stop:
             result = transfer.finish()
+            sent = stop()
+            show(direction=direction, MB_per_s=round(SIZE / result["seconds"] / 1e6), **sent)
+            yield sent
     assert {name: stage.status(name, timeout=LONG)["pid"] for name in NODES} == pids
-    show(direction=direction, MB_per_s=round(SIZE / result["seconds"] / 1e6), **sent)
-    return sent
 
 
 def rejected(stage: Stage, stream: str) -> int:
@@ -90,27 +103,29 @@ def refused(stage: Stage, service: str) -> int:
 @pytest.mark.parametrize("direction", ["download", "upload"])
 def test_messages_and_requests_that_do_not_fit(stage: Stage, direction: str) -> None:
     """Each of them is counted, and none of them is felt: everything stays compared and equal."""
-    sent = through_garbage(stage, direction, "envelopes", "control")
-    for stream in CONSUMERS:
-        wait_for(lambda s=stream: rejected(stage, s) >= sent[s], f"all garbage on {stream}", LONG)  # type: ignore[misc]
-        assert rejected(stage, stream) == sent[stream] > 0
-    for service in NODES:
-        wait_for(lambda s=service: refused(stage, s) >= sent[s], f"all garbage for the {service}", LONG)  # type: ignore[misc]
-        assert refused(stage, service) == sent[service] > 0
+    with through_garbage(stage, direction, "envelopes", "control") as sent:
+        for stream in CONSUMERS:
+            wait_for(lambda s=stream: rejected(stage, s) >= sent[s], f"all garbage on {stream}", LONG)  # type: ignore[misc]
+            assert rejected(stage, stream) == sent[stream] > 0
+        for service in NODES:
+            wait_for(lambda s=service: refused(stage, s) >= sent[s], f"all garbage for the {service}", LONG)  # type: ignore[misc]
+            assert refused(stage, service) == sent[service] > 0
     assert_protected(stage)
 
 
 @pytest.mark.parametrize("direction", ["download", "upload"])
 def test_bytes_that_are_no_zmtp(stage: Stage, direction: str) -> None:
     """Connections that speak something else, or nothing, or lie about a length, are not felt either."""
-    through_garbage(stage, direction, "raw")
+    with through_garbage(stage, direction, "raw"):
+        pass
     assert_protected(stage)
 
 
 @pytest.mark.parametrize("direction", ["download", "upload"])
 def test_frames_of_a_stranger(stage: Stage, direction: str) -> None:
     """Frames that are random, or nearly right, bring gaps and divergences, and neither wrong bytes nor a crash."""
-    through_garbage(stage, direction, "frames")
+    with through_garbage(stage, direction, "frames"):
+        pass
     counted = settled(stage)
     assert counted["gaps_primary"] > 0
     assert counted["gaps_secondary"] > 0
