@@ -500,14 +500,8 @@ class Core:
         if head.arrived + STALE <= now and len(flow.held) > 1 and flow.is_stale(head):
             self._drop_head(flow, "dropped_stale")
             return
-        if head.arrived + STALE <= now and (back := flow.goes_back_to()) is not None:
-            before = flow.kept()
-            while flow.held[0] is not back:
-                frames = flow.take_head().frames()
-                self._table.held -= frames
-                self.counters["dropped_overtaken"] += frames
-            self._table.kept += flow.kept() - before
-            self._drain(flow)
+        if head.arrived + STALE <= now and (back := flow.goes_back_to() or flow.reset_behind()) is not None:
+            self._overtake(flow, back)
             return
         eased = ease(flow, head, self._frame, patient=head.arrived + SILENCE <= now)
         if eased is None:
@@ -530,6 +524,16 @@ class Core:
             self.counters["lowered_acks"] += 1
             flow.take_head()
             self._table.held -= 1
+        self._table.kept += flow.kept() - before
+        self._drain(flow)
+
+    def _overtake(self, flow: TcpFlow, by: Held) -> None:
+        """Drop what stands in front of a held segment; the others go on."""
+        before = flow.kept()
+        while flow.held[0] is not by:
+            frames = flow.take_head().frames()
+            self._table.held -= frames
+            self.counters["dropped_overtaken"] += frames
         self._table.kept += flow.kept() - before
         self._drain(flow)
 

@@ -3,7 +3,8 @@
 Two replicas that lost different things can wait for each other for good: the secondary repeats
 one segment and the primary's super-frame needs many; the secondary acks one and the primary's ack
 is ahead by many. So a head that has waited a while leaves as far as it is proven: a super-frame
-up to a segment's edge, an ack lowered to the secondary's. And while a head waits for an ack, the
+up to a segment's edge, an ack lowered to the secondary's, and what stands in front of a FIN whose
+ack is ahead without that FIN. And while a head waits for an ack, the
 secondary's own pure ACKs leave as they are: they tell the client, by SACK, exactly what is missing.
 Where the secondary repeats what has long left (its SYN-ACK, or data), it lacks an ack that the
 client gave once: the SYN-ACK leaves again, or a keep-alive, and the client repeats it, to both.
@@ -18,13 +19,16 @@ import struct
 
 from lockstep.batch import Buffer
 from lockstep.wire import frame, gso, tcp, vnet
-from lockstep.wire.checksum import moved32
+from lockstep.wire.checksum import moved16, moved32, ones_sum
 from lockstep.wire.frame import Frame, dissect
-from lockstep.wire.seqnum import diff
+from lockstep.wire.seqnum import add, diff
 from services.comparer.flow import Held
 from services.comparer.tcp import TcpFlow
+from services.comparer.window import bare_segment
 
 _ACK = struct.Struct(">I")
+_NUMBERS = struct.Struct(">II")  # seq, ack
+_WINDOW = struct.Struct(">HH")  # and the checksum
 _CHECKSUM = struct.Struct(">H")
 
 #: Seconds that a head waits before it is eased, and between two tries.
@@ -38,8 +42,8 @@ SILENCE = 0.2
 
 
 def can_be_eased(head: Held) -> bool:
-    """Whether anything but the secondary's word can ever move this head: no SYN, no RST, nothing but TCP."""
-    return head.kind == frame.TCP and not head.data[head.l4 + tcp.FLAGS] & (tcp.SYN | tcp.RST)
+    """Whether anything but the secondary's word can ever move this head: no SYN, nothing but TCP."""
+    return head.kind == frame.TCP and not head.data[head.l4 + tcp.FLAGS] & tcp.SYN
 
 
 def ease(flow: TcpFlow, head: Held, f: Frame, *, patient: bool = False) -> tuple[bytes, bytes] | None:
@@ -50,6 +54,8 @@ def ease(flow: TcpFlow, head: Held, f: Frame, *, patient: bool = False) -> tuple
     """
     if not can_be_eased(head):
         return None
+    if head.data[head.l4 + tcp.FLAGS] & tcp.RST:
+        return _lowered_reset(flow, head)
     if not flow.urgent_matches(head.data, head.l4):
         return None
     leaving, staying = head.data, b""
@@ -63,8 +69,13 @@ def ease(flow: TcpFlow, head: Held, f: Frame, *, patient: bool = False) -> tuple
             return None
         dissect(f, head.data, head.vnet, len(head.data))
         leaving, staying = gso.split(f, head.data, head.vnet, proven // step * step or proven)
-    elif head.data[head.l4 + tcp.FLAGS] & tcp.FIN and not flow.fin_matches(head.data, head.l4, size):
-        return None
+    elif head.data[head.l4 + tcp.FLAGS] & tcp.FIN:
+        if not flow.fin_matches(head.data, head.l4, size):
+            return None
+        if _is_ahead(flow, head):  # the client's answer would close the primary, and all that could repeat that ack
+            if head.data[head.l4 + tcp.FLAGS] & tcp.URG:
+                return None
+            leaving, staying = _without_fin(head, f)
     lowered = _lowered(flow, leaving, head, alone=not size)
     return None if lowered is None else (lowered, staying)
 
@@ -97,6 +108,41 @@ def _clocks_agree(head: Held, f: Frame, buf: Buffer) -> bool:
     return abs(moved) < CLOCKS_APART
 
 
+def _lowered_reset(flow: TcpFlow, head: Held) -> tuple[bytes, bytes] | None:
+    """A RST where the secondary's stands, with an ack that it has said: once reset, it says no other."""
+    if not flow.reset_matches(head.data, head.l4):
+        return None
+    lowered = _lowered(flow, head.data, head, alone=False)
+    return None if lowered is None else (lowered, b"")
+
+
+def _is_ahead(flow: TcpFlow, head: Held) -> bool:
+    """Whether the head's ack is ahead of the secondary's."""
+    if not head.data[head.l4 + tcp.FLAGS] & tcp.ACK:
+        return False
+    return flow.acked is None or diff(_ACK.unpack_from(head.data, head.l4 + tcp.ACK_NUMBER)[0], flow.acked) > 0
+
+
+def _without_fin(head: Held, f: Frame) -> tuple[bytes, bytes]:
+    """All of a segment but its FIN, and that FIN alone."""
+    dissect(f, head.data, head.vnet, len(head.data))
+    size = head.payload_end - head.payload
+    if head.vnet and head.data[0] & vnet.NEEDS_CSUM:
+        return gso.split(f, head.data, head.vnet, size)
+    seq, ack = _NUMBERS.unpack_from(head.data, head.l4 + tcp.SEQ)
+    window, was = _WINDOW.unpack_from(head.data, head.l4 + tcp.WINDOW)
+    flags, field = head.data[head.l4 + tcp.FLAGS], head.l4 + tcp.CHECKSUM
+    frame = bytearray(head.data)
+    frame[head.l4 + tcp.FLAGS] = flags & ~(tcp.FIN | tcp.PSH)
+    _CHECKSUM.pack_into(frame, field, moved16(was, flags, frame[head.l4 + tcp.FLAGS]))
+    fin = bytearray(bare_segment(head.data, head.vnet, add(seq, size), ack, window, flags))
+    # Moved, not made anew: a wrong checksum stays wrong.
+    shorter = moved16(was, head.payload_end - head.l4, head.payload - head.l4)
+    moved = moved32(shorter, seq, add(seq, size))
+    _CHECKSUM.pack_into(fin, field, moved16(moved, ones_sum(head.data[head.payload : head.payload_end]), 0))
+    return bytes(frame), bytes(fin)
+
+
 def _lowered(flow: TcpFlow, data: bytes, head: Held, *, alone: bool) -> bytes | None:
     """The frame with an ack that the secondary has said. `alone`: without payload it must be news to the client."""
     if not data[head.l4 + tcp.FLAGS] & tcp.ACK:
@@ -107,8 +153,6 @@ def _lowered(flow: TcpFlow, data: bytes, head: Held, *, alone: bool) -> bytes | 
         return None
     if diff(ack, flow.acked) <= 0:
         return data
-    if data[head.l4 + tcp.FLAGS] & tcp.FIN:
-        return None  # the client's answer would close the primary, and with it all that could repeat the true ack
     if alone and flow.primary_acked is not None and diff(flow.acked, flow.primary_acked) <= 0:
         return None
     frame = bytearray(data)

@@ -191,6 +191,24 @@ class TcpFlow(Flow):
                 return held
         return None
 
+    def reset_behind(self) -> Held | None:
+        """The first held RST that the secondary has said as well, if nothing but ACKs stands in front of it.
+
+        Once reset, it acks nothing any more; and nobody needs those ACKs.
+        """
+        for held in self.held if self.resets else ():
+            flags = held.data[held.l4 + tcp.FLAGS]
+            if flags & tcp.RST:
+                return held if held is not self.held[0] and self.reset_matches(held.data, held.l4) else None
+            if held.payload_end > held.payload or flags != tcp.ACK:
+                return None
+        return None
+
+    def reset_matches(self, buf: Buffer, l4: int) -> bool:
+        """Whether a RST of a connection that is known stands where one of the secondary's does."""
+        seq, ack, _, flags = _SEGMENT.unpack_from(buf, l4)
+        return self.syn is not None and self._reset_alike(seq, ack, flags) is not None
+
     def reached(self, buf: Buffer, l4: int) -> bool:
         """Whether a segment begins at the frontier, or so little before it that its number is to be believed."""
         return -HISTORY <= self._place(_SEGMENT.unpack_from(buf, l4)[0]) - self.frontier <= 0

@@ -308,6 +308,7 @@ class Checker:
         if service == "comparer":
             self.alone = True
             self.scaled.clear()
+            self.established.clear()  # no flow is known any more: what leaves is unchecked
             for entries in self.inside.values():
                 for entry in entries:
                     entry.free = True
@@ -778,8 +779,8 @@ class Checker:
             edge, told = life.told(p), self.told.get(p.flow)
             if told is None or p.flags & SYN or distance(edge, told) > 0:
                 self.told[p.flow] = edge
-            if p.flags & SYN and not self.alone:
-                self.scaled[p.flow] = self._key(p)
+            if p.flags & SYN and not self.alone and self._name(p) not in self.unprotected:
+                self.scaled[p.flow] = self._key(p)  # one that leaves unchecked is not looked at
 
     def _left(self, p: Packet, raw: bytes, vnet: int) -> None:
         if p.kind == "chatter" and not any(entry.raw == raw for entry in self.inside.get(p.flow, ())):
@@ -823,7 +824,8 @@ class Checker:
         entries = self.inside.get(p.flow, ())
         again = raw in self.acks or self.last_syn.get(p.flow) == raw
         again = again or (p.kind == "tcp" and (self._updates(p) or self._probes(p)))
-        if again and not (entries and entries[0].raw == raw):
+        # Two SYNs of one connection are the same frame once MPTCP, with a key for each, is taken out of them.
+        if again and not (entries and (entries[0].raw == raw or (p.flags & SYN and self._derived(entries[0], p)))):
             return None, p
         changed = None
         for index, entry in enumerate(entries):
@@ -840,7 +842,7 @@ class Checker:
                     changed = entry.packet  # this frame with a wrong checksum, or another
                     continue
                 entry.taken += len(p.payload)
-                whole = entry.taken >= len(entry.packet.payload)
+                whole = entry.taken >= len(entry.packet.payload) and p.flags & FIN == entry.packet.flags & FIN
                 if p.flags & SYN:
                     self.last_syn[p.flow] = raw
                 for _ in range(index + whole):
@@ -873,9 +875,10 @@ class Checker:
         if (p.flags & ACK and distance(p.ack, of.ack) > 0) or p.window > of.window:
             return False
         last = entry.taken + len(part) == len(of.payload)
-        if not last and (of.checksum != "partial" or p.flags & FIN or not part):
-            return False
-        return not last or p.flags & FIN == of.flags & FIN
+        if last:
+            # A FIN whose ack is ahead stays behind; what leaves without it has a lower one.
+            return p.flags & FIN == of.flags & FIN or p.ack != of.ack
+        return of.checksum == "partial" and not p.flags & FIN and bool(part)
 
     def _probes(self, p: Packet, anywhere: bool = False) -> bool:
         """Whether this is a keep-alive that the comparer made of the head, to have the client say what it has got.

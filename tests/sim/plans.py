@@ -171,3 +171,10 @@ class Plans:
         """A connection is over at a host: finished, reset, refused, aborted, timed out, not opened."""
         if self.endings.get((number, host)) != "finished":
             self.endings[number, host] = how
+
+    def copied(self, original: str, copy: str) -> None:
+        """A host has become a copy of another: what is over there is over here."""
+        for number in self.all:
+            self.endings.pop((number, copy), None)
+            if (how := self.endings.get((number, original))) is not None:
+                self.endings[number, copy] = how

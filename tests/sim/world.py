@@ -781,6 +781,7 @@ class World:
         self._out["secondary"].drain()
         self._read_secondary()
         secondary.copy_of(self.hosts["primary"], self.now)
+        self.plans.copied("primary", "secondary")
         self._not_yet_loaded = False
         self.epoch += 1
         if not self._prepare_passed:

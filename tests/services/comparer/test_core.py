@@ -935,15 +935,79 @@ def test_proven_data_with_an_ack_ahead_leaves_with_the_ack_lowered(sides: Sides)
     assert sides.wait(0.03) == [data(0, b"abc")]
 
 
-def test_a_stuck_fin_stays_while_its_ack_is_ahead(sides: Sides) -> None:
+@pytest.mark.parametrize("vnet", [0, 10], ids=["complete", "partial"])
+def test_a_stuck_fin_stays_while_its_ack_is_ahead_and_its_data_leave(sides: Sides, vnet: int) -> None:
     """The client's answer to it would close the primary, which then could not say again what it has acked."""
-    fin = segment(ISN + 1, CLIENT_ISN + 5, b"abc", flags=FIN)
-    sides.primary(fin)
+    how = {"vnet": vnet, "partial": bool(vnet)}
+    sides.primary(segment(ISN + 1, CLIENT_ISN + 9, b"abc", flags=FIN | PSH, **how), vnet=vnet)
     sides.secondary(data(0, b"abc"))
     assert sides.wait(0.03) == []
     sides.secondary(segment(ISN + 4, CLIENT_ISN + 1, flags=FIN))
+    assert sides.wait(0.03) == [segment(ISN + 1, CLIENT_ISN + 1, b"abc", **how)]
     assert sides.wait(0.03) == []
-    assert sides.secondary(segment(ISN + 5, CLIENT_ISN + 5)) == [fin]
+    sides.secondary(segment(ISN + 5, CLIENT_ISN + 5))
+    # Without an ACK in front of the FIN the client would never learn that it may go on.
+    (told,) = sides.wait(0.05)
+    ident = {"ident": 2} if vnet else {}
+    assert told == segment(ISN + 4, CLIENT_ISN + 5, **how, **ident)
+    assert sides.core.status()["held"] == 1
+    (fin,) = sides.secondary(segment(ISN + 5, CLIENT_ISN + 9))
+    ident = {"ident": 3} if vnet else {}
+    assert fin == segment(ISN + 4, CLIENT_ISN + 9, flags=FIN | PSH, **how, **ident)
+    assert sides.conserved()
+
+
+def test_a_wrong_checksum_is_as_wrong_in_both_parts_of_a_stuck_fin(sides: Sides) -> None:
+    """By how much does not change, whatever is moved in the segment."""
+
+    def wrong_by(raw: bytes, right: bytes) -> int:
+        assert raw[:50] + raw[52:] == right[:50] + right[52:]
+        return (int.from_bytes(raw[50:52], "big") - int.from_bytes(right[50:52], "big")) % 0xFFFF
+
+    numbers = ISN + 1, CLIENT_ISN + 9, b"abc"
+    whole = segment(*numbers, flags=FIN, bad=True)
+    sides.primary(whole)
+    sides.secondary(data(0, b"abc"), segment(ISN + 4, CLIENT_ISN + 1, flags=FIN))
+    (first,) = sides.wait(0.03)
+    (fin,) = sides.secondary(segment(ISN + 5, CLIENT_ISN + 9))
+    by = wrong_by(whole, segment(*numbers, flags=FIN))
+    assert by
+    assert wrong_by(first, segment(ISN + 1, CLIENT_ISN + 1, b"abc")) == by
+    assert wrong_by(fin, segment(ISN + 4, CLIENT_ISN + 9, flags=FIN)) == by
+
+
+def test_a_rst_whose_ack_is_ahead_leaves_with_the_secondarys(sides: Sides) -> None:
+    """A guest that was reset acks nothing any more: what the other had read beyond, it never will."""
+    sides.primary(segment(ISN + 1, CLIENT_ISN + 9, flags=RST))
+    assert sides.secondary(segment(ISN + 1, CLIENT_ISN + 5, flags=RST)) == []
+    assert sides.wait(0.03) == [segment(ISN + 1, CLIENT_ISN + 5, flags=RST)]
+    assert sides.conserved()
+
+
+def test_a_rst_overtakes_acks_that_the_secondary_will_never_say(sides: Sides) -> None:
+    sides.primary(segment(ISN + 1, CLIENT_ISN + 7), segment(ISN + 1, CLIENT_ISN + 9))
+    sides.primary(segment(ISN + 1, CLIENT_ISN + 9, flags=RST))
+    sides.secondary(segment(ISN + 1, CLIENT_ISN + 1, flags=RST))
+    assert sides.wait(0.05) == []
+    sides.wait(0.06)
+    assert sides.core.counters["dropped_overtaken"] == 2
+    assert sides.wait(0.03) == [segment(ISN + 1, CLIENT_ISN + 1, flags=RST)]
+    assert sides.core.status()["held"] == 0
+    assert sides.conserved()
+
+
+def test_a_rst_overtakes_no_data_and_none_that_the_secondary_has_not_said(sides: Sides) -> None:
+    sides.primary(segment(ISN + 1, CLIENT_ISN + 9), data(0, b"abc"), segment(ISN + 4, CLIENT_ISN + 9, flags=RST))
+    sides.secondary(segment(ISN + 1, CLIENT_ISN + 1, flags=RST))
+    for _ in range(10):
+        assert all(not p[13 + 34] & RST for p in sides.wait(0.05))
+    assert sides.core.status()["held"] == 3
+    other = Sides()
+    other.handshake()
+    other.primary(segment(ISN + 1, CLIENT_ISN + 9), segment(ISN + 1, CLIENT_ISN + 9, flags=RST))
+    other.secondary(segment(ISN + 2, CLIENT_ISN + 1, flags=RST))
+    other.wait(0.15)
+    assert other.core.status()["held"] == 2
 
 
 def test_each_refusal_is_proven_by_one_of_its_own() -> None:
@@ -982,9 +1046,9 @@ def test_a_repetition_that_is_half_forgotten_is_stale_too(sides: Sides) -> None:
     assert sides.wait(0.11) == [behind]
 
 
-def test_a_stuck_rst_or_syn_stays(sides: Sides) -> None:
-    sides.primary(segment(ISN + 1, CLIENT_ISN + 9, flags=RST))
-    sides.secondary(segment(ISN + 1, CLIENT_ISN + 1, flags=RST))
+def test_a_stuck_rst_at_another_place_or_syn_stays(sides: Sides) -> None:
+    sides.primary(segment(ISN + 1, CLIENT_ISN + 9, flags=RST), segment(ISN + 7, CLIENT_ISN + 9, flags=SYN))
+    sides.secondary(segment(ISN + 2, CLIENT_ISN + 1, flags=RST))
     assert sides.wait(0.1) == []
 
 
