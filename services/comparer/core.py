@@ -47,6 +47,7 @@ from services.comparer.side import Kept
 from services.comparer.table import FlowTable, is_syn
 from services.comparer.tcp import RESET_UNDER_WAY, TcpFlow, without_multipath
 from services.comparer.window import with_window
+from services.comparer.withheld import Withheld
 
 #: Divergences that `status` shows.
 MOST_REMEMBERED = 32
@@ -126,6 +127,7 @@ class Core:
         self._epoch_known = False
         self._early: deque[Batch] = deque()
         self._early_bytes = 0
+        self._withheld = Withheld()
         self._checkpoint_asked = False
         #: The secondary is lost: everything leaves unchecked until a checkpoint makes a new one.
         self._alone = False
@@ -186,6 +188,9 @@ class Core:
             if flow.held and flow.state == PROTECTED:
                 # It may be due, and not be judged before more is heard.
                 self._watch(flow, now, looked=True)
+        if self._withheld.due is not None and self._withheld.due <= now:
+            self._withheld.due = None
+            self._ask_for_checkpoint("cut")
         self._table.sweep(now)
         self._primary_fragments.expire(now)
         self._secondary_fragments.expire(now)
@@ -228,6 +233,7 @@ class Core:
             self._table.next_sweep(),
             self._primary_fragments.next_deadline(),
             self._secondary_fragments.next_deadline(),
+            self._withheld.due,
         )
         return min((moment for moment in moments if moment is not None), default=None)
 
@@ -239,6 +245,7 @@ class Core:
         if op == "failover":
             self._alone = True
             self._release_all(now)
+            self._decided(now)
             self._events.append(Event("failover", {"survivor": "primary", "epoch": self.epoch}))
             return {"survivor": "primary", "epoch": self.epoch}, self._outputs()
         raise CommandError(f"the comparer has no `{op}`")
@@ -260,8 +267,8 @@ class Core:
     def status(self) -> dict[str, Any]:
         """Gauges, and the last divergences."""
         return {
-            "held": self._table.held + self._lane.waiting + self._primary_fragments.waiting,
-            "kept_bytes": self._table.kept + self._lane.kept(),
+            "held": self._table.held + self._lane.waiting + self._primary_fragments.waiting + self._withheld.frames,
+            "kept_bytes": self._table.kept + self._lane.kept() + self._withheld.bytes,
             "flows": len(self._table.flows) + self._lane.count,
             "flows_in_the_lane": self._lane.count,
             "half_open": len(self._table.half_open),
@@ -283,18 +290,48 @@ class Core:
             self.epoch = batch.epoch
             self._hear_early(now)
         self.counters["primary_frames"] += len(batch)
-        if self._alone:
+        if len(batch) and batch.epoch > self.epoch:
+            self._cut(Cut(batch.epoch, "commit"), now)  # the mirror has told it, and it was lost on the way
+        if self._withheld.active:
+            self._withhold(batch, now)
+        elif self._alone:
             self._number += len(batch)
             self.counters["unchecked"] += len(batch)
-            self.counters["released"] += len(batch)
-            return [(RELEASED, batch)]
+            self._ready.append(batch)
+        else:
+            self._judge(batch, now)
+        return self._outputs()
+
+    def _withhold(self, batch: Batch, now: float) -> None:
+        """Keep a batch until it is known of which epoch it is."""
+        if not len(batch):
+            return
+        if self._withheld.add(batch, now + self._config.compare_timeout):
+            self.counters["held_frames"] += len(batch)
+        else:
+            self.counters["dropped_limit"] += len(batch)
+            self._ask_for_checkpoint("limit")
+
+    def _decided(self, now: float) -> None:
+        """Judge what was withheld, or let it out if nobody is left to compare with."""
+        for batch in self._withheld.end():
+            # Behind what has left by now.
+            self._ready += [*self._lane.leaving(), *self._out.take()]
+            if self._alone:
+                self._number += len(batch)
+                self.counters["unchecked"] += len(batch)
+                self._ready.append(batch)
+            else:
+                self._judge(batch, now)
+
+    def _judge(self, batch: Batch, now: float) -> None:
+        """Let out what is proven of a batch, and hold the rest."""
         first = self._number + 1
         waiting = self._lane.waiting
         self._lane.room = self._config.max_flows - len(self._table.flows) - self._lane.count
         self._lane.primary(batch, now, first)
         self._number = first + len(batch) - 1
         self.counters["held_frames"] += max(0, self._lane.waiting - waiting)
-        return self._outputs()
 
     def primary_chatter(self, data: Buffer, f: Frame) -> None:
         """Link chatter of the primary leaves unchecked; its neighbours may be asked in the name it gives."""
@@ -710,6 +747,8 @@ class Core:
         self._events.append(Event("gap", {"stream": stream, "reason": gap.reason, "lost": gap.lost}))
         if now >= self._lost_at + self._config.compare_timeout:
             self._lost_at = now
+        if stream == PRIMARY:
+            self._decided(now)  # the cut's end may be what was lost
         if self._config.on_divergence == "checkpoint" and (self._table.flows or self._lane.count):
             self._ask_for_checkpoint("gap")
 
@@ -718,11 +757,14 @@ class Core:
     def _cut(self, cut: Cut, now: float) -> None:
         """Follow prepare, commit and abort of the next epoch in the primary's stream."""
         if cut.phase == "prepare" and cut.epoch > self.epoch:
+            self._decided(now)  # of the one before it nothing was heard
             self._prepared = (cut.epoch, self._number + 1)
+            self._withheld.active = True
         elif cut.phase == "commit":
             self._commit(max(cut.epoch, self.epoch), now)
         elif cut.phase == "abort" and self._prepared is not None and cut.epoch == self._prepared[0]:
             self._prepared = None
+            self._decided(now)
         else:
             self.counters["ignored_cuts"] += 1
             return
@@ -760,6 +802,7 @@ class Core:
         for flow in self._table.flows.values():
             if flow.held:
                 self._watch(flow, now)
+        self._decided(now)
         self._hear_early(now)
 
     def _hear_early(self, now: float) -> None:

@@ -14,7 +14,7 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 from sim.plans import COMPLETE, REFUSED, RESET, Plans
-from sim.scenario import FOREVER, Scenario
+from sim.scenario import FOREVER, Scenario, floods
 from sim.wire import ACK, CWR, FIN, MASK, PROTO_TCP, PSH, RST, SYN, URG, Flow, Packet, Reader, distance
 
 if TYPE_CHECKING:
@@ -208,6 +208,9 @@ class Checker:
         self.rewriter_lost_at: float | None = None
         self.commit_lost = self.commit_ever_lost = False
         self.cut_at = -1.0
+        #: The cut that the comparer has seen prepared, and the one that it has just seen committed.
+        self.prepared: int | None = None
+        self.emptied: int | None = None
         self.client_got: dict[int, float] = {}
         #: Flows of which the rewriter heard that they left unchecked, before it heard of the failover.
         self.doomed: set[str] = set()
@@ -275,6 +278,7 @@ class Checker:
     def _crash(self, process: str) -> None:
         if "comparer" in process:
             self.inside.clear()
+            self.prepared = None
             self.alone = False
             self.unprotected.clear()
             self.unprotected_pairs.clear()
@@ -519,9 +523,8 @@ class Checker:
             learned = self.learned[key] = newest
             newest.waiting = False
             newest.shift = None
-        refused = p.flags & RST and newest is not None and newest.waiting and q.ack == (newest.iss + 1) & MASK
-        if refused and not any(flags & ACK for flags, _, _ in newest.syns):
-            return  # the answer to the primary's SYN was made one to the secondary's
+        if p.flags & RST and newest is not None and newest.waiting and self._refuses(newest, p, q):
+            return
         self._constant(key, moved, learned, "ack")
         for (a, b), (c, d) in zip(p.sack, q.sack, strict=True):
             if (a - c) & MASK != moved or (b - d) & MASK != moved:
@@ -531,6 +534,17 @@ class Checker:
             if learned is not None:
                 if learned.echoed is None or distance(p.stamps[1], learned.echoed) > 0:
                     learned.echoed = p.stamps[1]
+
+    def _refuses(self, life: Life, p: Packet, q: Packet) -> bool:
+        """Whether the client refuses the SYN with which the guest opens; the secondary must hear that of its own."""
+        if any(flags & ACK for flags, _, _ in life.syns):
+            return False
+        if q.ack == (life.iss + 1) & MASK:
+            return True
+        primary = self._counterpart(life, self.lives["primary"])
+        if primary is not None and primary.place(p.ack) == 0 and life.key not in self.loose and not self.commit_lost:
+            raise Violation(5, f"a refusal of {life.key} answers {q.ack}, and the secondary's SYN is {life.iss}")
+        return False
 
     def _moved_quotation(self, p: Packet, q: Packet) -> None:
         """An ICMP error that quotes the guest's segment, whose seq is of the primary's space."""
@@ -621,6 +635,7 @@ class Checker:
 
     def _at_comparer(self, what: str, said: Any, out: list[Any], events: list[Any]) -> None:
         self.standing = frozenset(self.diverged)
+        self.emptied = None
         if what == "undelivered":
             # The link was full: these frames were let out, and never came to the mirror.
             for _ in said[1][2]:
@@ -708,7 +723,10 @@ class Checker:
                     self.loose.add(key)
         elif event.name == "divergence":
             self._diverges(dict(event.fields))
+        elif event.name == "cut" and event.fields["phase"] == "prepare":
+            self.prepared = event.fields["epoch"]
         elif event.name == "cut" and event.fields["phase"] == "commit":
+            self.emptied = self.prepared if self.prepared == event.fields["epoch"] else None
             self.alone = False
             self.unprotected.clear()
             self.unprotected_pairs.clear()
@@ -977,6 +995,8 @@ class Checker:
             raise Violation(4, f"{self.let_out} frames came out, and {c['released']} are counted")
         if min(c.values()) < 0 or held < 0 or status["kept_bytes"] < 0:
             raise Violation(4, f"a counter is below zero: {c}, {status}")
+        if self.emptied is not None:
+            self._emptied(held)
         self._evictions(core)
         limits = self.limits
         if status["flows"] > limits.max_flows or status["half_open"] > limits.max_half_open:
@@ -985,6 +1005,17 @@ class Checker:
         slack = self.longest * sum(report["reason"] == "limit" for _, report in self.divergences)
         if status["kept_bytes"] > limits.max_bytes + slack:
             raise Violation(9, f"{status['kept_bytes']} bytes kept, and {limits.max_bytes} are allowed")
+
+    def _emptied(self, held: int) -> None:
+        """After a commit nothing is held that stood in front of the cut, but for datagrams that are not whole."""
+        assert self.emptied is not None
+        may = sum(
+            entry.epoch >= self.emptied or entry.packet.kind == "fragment"
+            for entries in self.inside.values()
+            for entry in entries
+        )
+        if held > may:
+            raise Violation(3, f"a cut was committed, and {held} frames are held; {may} at most stand behind it")
 
     def _evictions(self, core: Any) -> None:
         """A flow of which more than SYNs has left, and that was not idle, is still followed."""
@@ -1019,7 +1050,7 @@ class Checker:
         if s.on_divergence == "hold" and reported:
             return "held"
         if s.limited:
-            flood = [at for at, kind, _ in s.client_agenda if kind == "flood"]
+            flood = [at for at, kind, what in s.client_agenda if floods(kind, what)]
             if not flood or self.client_got.get(number, FOREVER) > min(flood):
                 return "a limit"
         if s.failover is not None:

@@ -15,6 +15,8 @@ from sim.wire import Offload
 
 #: No frame waits for so long: with it, every wait for the secondary must end by itself.
 FOREVER = 1000.0
+#: Ports of the client from which a flood of datagrams comes.
+FLOOD_PORT = 20_000
 #: Faults stop at this moment at the latest, and a run ends at this one.
 CALM, END = 3.0, 60.0
 
@@ -70,6 +72,8 @@ class Scenario:
     aborts: float = 0.0
     #: The guest's port is drained before a cut, in both directions.
     drained: bool = True
+    #: Seconds after which a guest that goes on already has its commit told.
+    eager: float = 0.0
     #: When the primary node dies, whether the comparer dies with it, and seconds until the failover.
     failover: float | None = None
     comparer_dies: bool = False
@@ -204,6 +208,10 @@ def of(seed: int) -> Scenario:
         s.complaints = chance.uniform(0.05, 0.3)
     if maybe(0.1):
         _noise(s, chance)
+    if maybe(0.3):
+        s.eager = chance.uniform(0.0002, 0.01)
+    if s.limited and "max_flows" in s.comparer and maybe(0.6):
+        _flood_of_datagrams(s, chance)
     return s
 
 
@@ -333,6 +341,19 @@ def _flood(s: Scenario, chance: random.Random) -> None:
     for index in range(chance.randint(20, 60)):
         what = chance.choice((4, 6)), 10_000 + index, chance.choice(GUEST_PORTS), chance.getrandbits(32)
         s.client_agenda.append((begin + index * 0.004, "flood", what))
+
+
+def _flood_of_datagrams(s: Scenario, chance: random.Random) -> None:
+    """Questions from ever new ports: each answer is a flow that is open from its first frame."""
+    begin = chance.uniform(0.2, 1.2)
+    for index in range(chance.randint(10, 60)):
+        what = chance.choice((4, 6)), FLOOD_PORT + index, UDP_PORTS[0], chance.randbytes(8)
+        s.client_agenda.append((begin + index * 0.004, "udp", what))
+
+
+def floods(kind: str, what: object) -> bool:
+    """Whether an entry of the client's agenda is one of a flood."""
+    return kind == "flood" or (kind == "udp" and what[1] >= FLOOD_PORT)  # type: ignore[index]
 
 
 def _noise(s: Scenario, chance: random.Random) -> None:

@@ -45,6 +45,8 @@ MOST_MESSAGES = 64
 FALLBACK = 0.5
 #: Seconds that a run goes on after everything is done.
 QUIET = 0.3
+#: Ticks of a core in a row that leave it overdue, at most.
+MOST_OVERDUE = 200
 #: Events of a run, at most: more means that something goes round in circles.
 MOST_EVENTS = 60_000
 
@@ -191,6 +193,8 @@ class Process:
         self.heard: list[tuple[str, Event]] = []
         self._inner: deque[tuple[str, str, Item]] = deque()
         self._wake_at: float | None = None
+        #: Ticks in a row after which a core was as overdue as before.
+        self._overdue = 0
         self._consumes = {stream: service for service in services for stream in SERVICES[service].takes}
 
     # --- life
@@ -285,6 +289,11 @@ class Process:
                 due = core.next_deadline()
                 if due is not None and due <= self.world.now:
                     due = self.world.now + 0.001
+                    self._overdue += 1
+                    if self._overdue > MOST_OVERDUE:
+                        raise Violation(9, f"{service} does nothing of what is due, and will not let go of it")
+                else:
+                    self._overdue = 0
             if due is not None:
                 deadlines.append(due)
         for stream in self.receivers:
@@ -759,8 +768,12 @@ class World:
         if committed:
             self._load()
         self.record("commit" if committed else "abort", self.epoch)
-        if same:
-            mirror.command("mirror", "cut", {"epoch": epoch, "phase": "commit" if committed else "abort"})
+        phase = "commit" if committed else "abort"
+        if committed and self.scenario.eager:
+            self._resume("primary")
+            self.at(self.now + self.scenario.eager, self._tell, mirror, sender, {"epoch": epoch, "phase": phase})
+        elif same:
+            mirror.command("mirror", "cut", {"epoch": epoch, "phase": phase})
         if committed:
             self._wanted = False
         elif self._wanted or self._not_yet_loaded:
@@ -768,6 +781,11 @@ class World:
         self._resume("primary")
         self._stands += 1
         self.at(self.now + FALLBACK, self._look_after_secondary, self._stands)
+
+    def _tell(self, mirror: Process, sender: object, cut: dict[str, Any]) -> None:
+        """The cut, some time after the guest has gone on."""
+        if not self.primary_dead and mirror.alive and mirror.senders["primary"] is sender:
+            mirror.command("mirror", "cut", cut)
 
     def _look_after_secondary(self, stands: int) -> None:
         """The cut for which the secondary stands may be lost."""

@@ -1212,6 +1212,71 @@ def test_an_abort_leaves_everything_as_it_was() -> None:
     assert sides.secondary(udp(b"a")) == [held]
 
 
+@pytest.mark.parametrize("phase", ["commit", "abort"])
+def test_what_the_old_secondary_said_proves_nothing_behind_a_prepared_cut(phase: str) -> None:
+    """A guest may go on before its commit is told: the secondary may be gone by then, with all that it had said."""
+    sides = Sides()
+    sides.secondary(udp(b"a"))
+    sides.cut(1, "prepare")
+    assert sides.primary(udp(b"a")) == []
+    assert sides.core.status()["held"] == 1
+    assert sides.cut(1, phase) == ([] if phase == "commit" else [udp(b"a")])
+    assert sides.secondary(udp(b"a"), epoch=1) == ([udp(b"a")] if phase == "commit" else [])
+    assert sides.conserved()
+
+
+def test_what_is_withheld_leaves_in_order_behind_what_the_commit_lets_out(sides: Sides) -> None:
+    before, after, more = data(0, b"abc"), data(3, b"def"), data(6, b"ghi")
+    sides.primary(before)
+    sides.cut(1, "prepare")
+    sides.primary(after)
+    sides.primary(more)
+    assert sides.secondary(data(3, b"defghi"), epoch=1) == []
+    assert sides.cut(1, "commit") == [before, after, more]
+    assert sides.conserved()
+
+
+def test_a_gap_ends_the_withholding_since_the_cuts_end_may_be_lost() -> None:
+    sides = Sides()
+    sides.secondary(udp(b"a"))
+    sides.cut(1, "prepare")
+    sides.primary(udp(b"a"))
+    assert sides.left(sides.core.push("primary", Gap("lost", 1), sides.now)) == [udp(b"a")]
+
+
+def test_without_the_secondary_what_was_withheld_leaves() -> None:
+    sides = Sides()
+    sides.cut(1, "prepare")
+    sides.primary(udp(b"a"))
+    assert sides.left(sides.core.command("failover", {}, sides.now)[1]) == [udp(b"a")]
+    assert sides.conserved()
+
+
+def test_a_cut_that_is_never_decided_asks_for_another_and_withholds_so_much() -> None:
+    sides = Sides(on_divergence="checkpoint", compare_timeout=1)
+    sides.cut(1, "prepare")
+    sides.primary(udp(b"a"))
+    assert sides.wait(1.1) == []
+    assert sides.named("checkpoint_requested") == [{"reason": "cut", "epoch": 0}]
+    big = udp(b"x" * 60_000)
+    for _ in range(80):
+        sides.primary(big)
+    assert sides.core.status()["kept_bytes"] <= 4 << 20
+    assert sides.core.counters["dropped_limit"] == 80 - (4 << 20) // len(big)
+    assert sides.conserved()
+
+
+def test_a_primary_of_a_later_epoch_tells_of_a_commit_that_was_lost() -> None:
+    """The mirror stamps what it sends; what the old secondary said proves nothing any more."""
+    sides = Sides()
+    sides.primary(udp(b"a"))
+    sides.secondary(udp(b"b"))
+    sides.cut(1, "prepare")
+    assert sides.left(sides.core.push("primary", Batch.of([udp(b"b")], 0, 1), sides.now)) == [udp(b"a")]
+    assert sides.core.epoch == 1
+    assert sides.named("cut")[-1] == {"epoch": 1, "phase": "commit"}
+
+
 def test_a_commit_without_its_prepare_releases_nothing() -> None:
     sides = Sides()
     sides.primary(udp(b"a"))
