@@ -15,6 +15,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 HOT = [
+    "lockstep.capture.frames",
     "lockstep.flow.records",
     "lockstep.link.lengths",
     "lockstep.vhost.log",
@@ -24,6 +25,7 @@ HOT = [
     "lockstep.wire.checksum",
     "lockstep.wire.frame",
     "lockstep.wire.seqnum",
+    "lockstep.wire.view",
     "services.comparer.lane",
     "services.comparer.side",
     "services.comparer.split",

@@ -13,10 +13,10 @@ import errno
 import fcntl
 import os
 import struct
-from array import array
 
 from lockstep.batch import MAX_BATCH, MAX_FRAME, Batch
 from lockstep.capture.base import Port, PortError, PortPermissionError
+from lockstep.capture.frames import Frames
 from lockstep.capture.interface import bring_up
 from lockstep.capture.netns import entered
 from lockstep.wire.vnet import convert
@@ -66,8 +66,8 @@ class TapPort(Port):
             except PortError:
                 self.close()
                 raise
-        self._buffer = bytearray(MAX_BATCH + _SLOT)
-        self._view = memoryview(self._buffer)
+        self._frames = Frames(self._fd, MAX_BATCH, MOST_FRAMES, _SLOT, VNET + 1)
+        self._view = memoryview(self._frames.buffer)
 
     def fileno(self) -> int:
         """The device's descriptor."""
@@ -75,57 +75,25 @@ class TapPort(Port):
 
     def read(self) -> Batch | None:
         """The frames waiting in the device's queue. The batch lies in a buffer that the next `read` fills again."""
-        view, fd = self._view, self._fd
-        lengths = array("I")
-        at = 0
-        while at < MAX_BATCH and len(lengths) < MOST_FRAMES:
-            try:
-                size = os.readv(fd, (view[at : at + _SLOT],))
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno == errno.EIO:  # the device is down
-                    break
-                if error.errno == errno.EBADFD:
-                    why = f"{self.name}.device = {self._device} was deleted; make it again, and start the service again"
-                    raise PortError(why) from error
-                raise
-            if size <= VNET:
-                continue
-            lengths.append(size)
-            at += size
-        if not lengths:
-            return None
-        return self.count_in(Batch(view[:at], lengths, VNET))
+        frames = self._frames
+        count = frames.read()
+        if count > 0:
+            return self.count_in(Batch(self._view[: frames.size], frames.lengths[:count], VNET))
+        if count == -errno.EBADFD:
+            raise PortError(
+                f"{self.name}.device = {self._device} was deleted; make it again, and start the service again"
+            )
+        if count not in (0, -errno.EIO):  # EIO: the device is down
+            raise OSError(-count, os.strerror(-count))
+        return None
 
     def write(self, batch: Batch) -> None:
         """Give the frames to the kernel, in order."""
         batch = convert(batch, VNET)
-        view, fd = memoryview(batch.data), self._fd
-        sent = sent_bytes = 0
-        start = 0
-        for length in batch.lengths:
-            end = start + length
-            try:
-                os.write(fd, view[start:end])
-                sent += 1
-                sent_bytes += length
-            except OSError as error:
-                # Full, down, or a virtio-net header the kernel refuses: this frame is lost, as on a wire.
-                if error.errno not in (
-                    errno.EAGAIN,
-                    errno.EIO,
-                    errno.EINVAL,
-                    errno.ENOBUFS,
-                    errno.ENOMEM,
-                    errno.EBADFD,
-                    errno.EFAULT,
-                ):
-                    raise
-            start = end
-        self.counters["frames_out"] += sent
-        self.counters["bytes_out"] += sent_bytes
-        self.counters["dropped_out"] += len(batch.lengths) - sent
+        taken = self._frames.write(batch.data, batch.lengths)
+        self.counters["frames_out"] += taken
+        self.counters["bytes_out"] += self._frames.taken
+        self.counters["dropped_out"] += len(batch.lengths) - taken
 
     def close(self) -> None:
         """Detach from the device; one that isn't persistent goes with it."""
