@@ -27,6 +27,7 @@ from lockstep.flow.key import describe, is_tcp_key
 from lockstep.streams import EVENTS, PRIMARY, RELEASED, SECONDARY, CommandError, Cut, Event, Gap, Item, Output
 from lockstep.wire import arp, ethernet, frame, icmp, tcp
 from lockstep.wire.frame import Frame, dissect
+from lockstep.withheld import Withheld
 from services.comparer.ease import SILENCE, STALE, STALL, can_be_eased, ease, speaks_for_itself
 from services.comparer.evidence import Evidence
 from services.comparer.flow import (
@@ -47,7 +48,6 @@ from services.comparer.side import Kept
 from services.comparer.table import FlowTable, is_syn
 from services.comparer.tcp import RESET_UNDER_WAY, TcpFlow, without_multipath
 from services.comparer.window import with_window
-from services.comparer.withheld import Withheld
 
 #: Divergences that `status` shows.
 MOST_REMEMBERED = 32

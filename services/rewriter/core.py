@@ -4,7 +4,8 @@
     guest ──▶ from_guest   seq and TSval into the primary's space
 
 Connections it doesn't know pass untouched: those of before its start, and, after a failover, new
-ones. A committed checkpoint makes the guest a copy of the primary, so every offset is nought.
+ones. A committed checkpoint makes the guest a copy of the primary, so every offset is nought. What comes for
+the guest behind a cut's `prepare` waits for its end, since only then it is known whose numbers it needs.
 After a failover, connections that were released unchecked are reset: the guest can't carry them on.
 """
 
@@ -18,15 +19,18 @@ from typing import Any
 from lockstep.batch import Batch, BatchBuilder
 from lockstep.config import Node
 from lockstep.flow.key import describe, flow_key, quoted_tcp, reversed_key
-from lockstep.streams import EVENTS, FROM_GUEST, GUEST, TO_GUEST, CommandError, Cut, Event, Gap, Item, Output
+from lockstep.streams import EVENTS, FROM_GUEST, GUEST, INGRESS, TO_GUEST, CommandError, Cut, Event, Gap, Item, Output
 from lockstep.wire import frame, icmp, tcp, vnet
 from lockstep.wire.frame import Frame, dissect
+from lockstep.withheld import Withheld
 from services.rewriter.connection import Connection, set_quoted_seq
 from services.rewriter.reset import reset, segment_of
 from services.rewriter.table import ConnectionTable
 
 #: Seconds after a failover in which an event may still arrive that the comparer published before it.
 EVENTS_UNDER_WAY = 0.25
+#: Seconds that the guest's input waits at most for the end of a cut.
+CUT_TAKES = 3.0
 #: Pairs of MAC addresses that are kept once for all connections between them.
 MOST_PAIRS = 4096
 #: Unprotected connections of unknown numbers that are remembered for a reset, at most.
@@ -41,7 +45,7 @@ class Core:
         self.counters = dict.fromkeys(
             (
                 "to_guest_frames", "from_guest_frames", "malformed", "learned", "refused_connections",
-                "evicted_half_open", "forgotten", "resets", "gaps_to_guest", "dropped_from_guest",
+                "evicted_half_open", "forgotten", "resets", "gaps_to_guest", "dropped_from_guest", "dropped_limit",
             ),
             0,
         )  # fmt: skip
@@ -52,6 +56,7 @@ class Core:
         self._speaking = False
         self._heard_until = 0.0
         self._frame = Frame()
+        self._withheld = Withheld()
 
     def push(self, stream: str, item: Item, now: float) -> list[Output]:
         """Take a batch or cut, or an event of the comparer or the redirector."""
@@ -62,21 +67,38 @@ class Core:
                 return self._rewritten(item, now, from_guest=True)
             if stream == TO_GUEST:
                 self.counters["to_guest_frames"] += len(item)
-                return self._rewritten(item, now, from_guest=False)
+                if not self._withheld.active:
+                    return self._rewritten(item, now, from_guest=False)
+                if not self._withheld.add(item, now + CUT_TAKES):
+                    self.counters["dropped_limit"] += len(item)
+                return []
         elif isinstance(item, Cut) and stream == TO_GUEST:
-            if item.phase == "commit":
-                self.epoch = max(self.epoch, item.epoch)
-                self._table.become_copies()
-                self._doomed.clear()
-            return [(FROM_GUEST, item)]
+            return self._cut(item, now)
         elif isinstance(item, Gap) and stream == TO_GUEST:
             self.counters["gaps_to_guest"] += 1
-            return [Event("gap", {"stream": stream, "reason": item.reason, "lost": item.lost})]
+            return [
+                Event("gap", {"stream": stream, "reason": item.reason, "lost": item.lost}),
+                *self._decided(now),
+            ]
         elif isinstance(item, Event) and stream == EVENTS:
             return self._hear(item, now)
         elif isinstance(item, Event) and stream == GUEST:
             return [item]
         raise AssertionError(f"the rewriter takes no {type(item).__name__} on {stream}")
+
+    def _cut(self, cut: Cut, now: float) -> list[Output]:
+        """Pass a cut on; whatever it decides, what was withheld follows it."""
+        if cut.phase == "commit":
+            self.epoch = max(self.epoch, cut.epoch)
+            self._table.become_copies()
+            self._doomed.clear()
+        outputs = [(FROM_GUEST, cut), *self._decided(now)]
+        self._withheld.active = cut.phase == "prepare" and not self._speaking
+        return outputs
+
+    def _decided(self, now: float) -> list[Output]:
+        """Give the guest what was withheld."""
+        return [output for batch in self._withheld.end() for output in self._rewritten(batch, now, from_guest=False)]
 
     def _hear(self, event: Event, now: float) -> list[Output]:
         """Follow what the comparer and the redirector say.
@@ -96,7 +118,9 @@ class Core:
         if event.name == "failover" and event.fields.get("survivor") == "secondary" and not self._speaking:
             self._speaking = True
             self._heard_until = now + EVENTS_UNDER_WAY
-            return self._reset_silent(self._table.doomed_keys())
+            return [*self._decided(now), *self._reset_silent(self._table.doomed_keys())]
+        if event.name == "gap" and event.fields.get("stream") == INGRESS:
+            return self._decided(now)  # the end of a cut may be what was lost
         return []
 
     def _doom(self, key: bytes) -> None:
@@ -252,11 +276,12 @@ class Core:
     def tick(self, now: float, heard: float | None = None) -> list[Output]:
         """Forget connections that are silent."""
         self._table.sweep(now)
-        return []
+        return self._decided(now) if self._withheld.due is not None and self._withheld.due <= now else []
 
     def next_deadline(self) -> float | None:
         """See Core in lockstep.streams."""
-        return self._table.next_sweep()
+        moments = (self._table.next_sweep(), self._withheld.due)
+        return min((moment for moment in moments if moment is not None), default=None)
 
     def command(self, op: str, arguments: Mapping[str, Any], now: float) -> tuple[dict[str, Any], list[Output]]:
         """It takes no requests of its own: a failover reaches it as the redirector's event."""

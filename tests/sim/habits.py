@@ -13,6 +13,8 @@ GUEST_PORTS, CLIENT_PORTS = range(80, 90), range(9000, 9010)
 #: UDP: ports that answer, and the one whose answers are long enough to be fragmented.
 UDP_PORTS, LONG_PORT = range(50, 60), 59
 FRAGMENT = 1400
+#: Fragments that a receiver must not put together, though end to end they say what was said.
+FORGERIES = ("overlap", "two ends", "beyond the end", "hole", "two datagrams")
 
 #: (IP version, peer's port, own port): there is one peer.
 Key = tuple[int, int, int]

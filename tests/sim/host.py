@@ -175,6 +175,12 @@ class Host:
         elif kind == "raw":
             assert isinstance(what, bytes)
             self._raw(what)
+        elif kind == "forged":
+            way, payload = what  # type: ignore[misc]
+            if self.name == "primary":
+                self._forge(way, udp_payload(self.own[4], self.other[4], 7000, 514, payload))
+            else:
+                self.send_udp(4, 7000, 514, payload)
         elif kind == "stray":
             key, offset = what  # type: ignore[misc]
             connection = self.connections.get(key)
@@ -223,6 +229,27 @@ class Host:
             place = index * FRAGMENT // 8 | (0x2000 if index + 1 < len(parts) else 0)
             ends = self.own[version], self.other[version]
             self._raw(ip_frame(self.link, *ends, protocol, part, self.ident, place))
+
+    def _forge(self, way: str, whole: bytes) -> None:
+        """A datagram in three fragments, one of which stands where it must not."""
+        self.ident = (self.ident + 1) & 0xFFFF
+        pieces = [whole[:FRAGMENT], whole[FRAGMENT : 2 * FRAGMENT], whole[2 * FRAGMENT :]]
+        places = [(0, True), (FRAGMENT, True), (2 * FRAGMENT, False)]
+        if way == "overlap":
+            places[1] = (8, True)
+        elif way == "two ends":
+            places[1] = (FRAGMENT, False)
+            pieces, places = pieces[1:] + pieces[:1], places[1:] + places[:1]
+        elif way == "beyond the end":
+            places[1:] = (FRAGMENT, False), (2 * FRAGMENT, True)
+            pieces, places = pieces[1:] + pieces[:1], places[1:] + places[:1]
+        elif way == "hole":
+            places[2] = (4 * FRAGMENT, False)
+        for piece, (at, more) in zip(pieces, places, strict=True):
+            if way == "two datagrams":
+                self.ident = (self.ident + 1) & 0xFFFF
+            place = at // 8 | (0x2000 if more else 0)
+            self._raw(ip_frame(self.link, self.own[4], self.other[4], PROTO_UDP, piece, self.ident, place))
 
     def send_udp(self, version: int, sport: int, dport: int, payload: bytes) -> None:
         """Send a datagram."""

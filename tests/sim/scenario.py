@@ -7,9 +7,9 @@ be read (`run.py --verbose` prints it), and changed by a test.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
-from sim.habits import GUEST_PORTS, LONG_PORT, UDP_PORTS, Habits
+from sim.habits import FORGERIES, FRAGMENT, GUEST_PORTS, LONG_PORT, UDP_PORTS, Habits
 from sim.plans import COMPLETE, REFUSED, SHAPES, Plan, said_by, scripts
 from sim.wire import Offload
 
@@ -92,6 +92,8 @@ class Scenario:
     #: Share of the segments to the client that a router on the way complains about.
     complaints: float = 0.0
     events_delay: float = 0.002
+    #: A process wakes at most so long after something arrived.
+    wake: float = 0.0004
 
     @property
     def differs(self) -> bool:
@@ -114,6 +116,11 @@ class Scenario:
     def stress(self) -> bool:
         """Links may be full."""
         return self.most_pending < 1 << 20
+
+    @property
+    def noisy(self) -> bool:
+        """The primary says what makes no sense, and the secondary does not."""
+        return any(kind in ("raw", "forged") for _, _, kind, _ in self.guest_agenda)
 
     @property
     def limited(self) -> bool:
@@ -212,6 +219,14 @@ def of(seed: int) -> Scenario:
         s.eager = chance.uniform(0.0002, 0.01)
     if s.limited and "max_flows" in s.comparer and maybe(0.6):
         _flood_of_datagrams(s, chance)
+    if maybe(0.15):
+        s.plans = [replace(plan, guest_bytes=bytes(plan.down)) for plan in s.plans]
+    if maybe(0.25):
+        s.wake = chance.uniform(0.001, 0.006)
+    if maybe(0.12):
+        _long_datagrams(s, chance)
+    if "max_bytes" in s.comparer and maybe(0.5):
+        s.comparer["max_bytes"] = chance.randint(2_000, 8_000)
     return s
 
 
@@ -354,6 +369,17 @@ def _flood_of_datagrams(s: Scenario, chance: random.Random) -> None:
 def floods(kind: str, what: object) -> bool:
     """Whether an entry of the client's agenda is one of a flood."""
     return kind == "flood" or (kind == "udp" and what[1] >= FLOOD_PORT)  # type: ignore[index]
+
+
+def _long_datagrams(s: Scenario, chance: random.Random) -> None:
+    """Answers in fragments, close together; and fragments of the primary that no sender would make."""
+    begin = chance.uniform(0.1, 1.2)
+    for _ in range(chance.randint(2, 6)):
+        what = 4, 5000, LONG_PORT, chance.randbytes(chance.randint(4, 200))
+        s.client_agenda.append((begin + chance.uniform(0, 0.02), "udp", what))
+    for _ in range(chance.randint(0, 3)):
+        forged = chance.choice(FORGERIES), chance.randbytes(2 * FRAGMENT + 8 * chance.randint(1, 40) - 8)
+        s.guest_agenda.append((chance.uniform(0.1, 1.5), 0.0, "forged", forged))
 
 
 def _noise(s: Scenario, chance: random.Random) -> None:

@@ -38,8 +38,7 @@ CLIENT_MAC, GUEST_MAC = bytes.fromhex("525400000001"), bytes.fromhex("5254000000
 CLIENT = {4: bytes((10, 77, 0, 1)), 6: bytes.fromhex("fd77" + "00" * 13 + "01")}
 GUEST_IP = {4: bytes((10, 77, 0, 2)), 6: bytes.fromhex("fd77" + "00" * 13 + "02")}
 
-#: A process wakes at most so long after something arrived; messages it takes from a link at once.
-WAKE = 0.0004
+#: Messages that a process takes from a link at once.
 MOST_MESSAGES = 64
 #: Seconds after which the checkpointer looks itself whether a guest still stands.
 FALLBACK = 0.5
@@ -242,7 +241,7 @@ class Process:
         """A frame came to a port."""
         if self.alive:
             self.ports[service, port].append((raw, vnet))
-            self.wake(self.world.now + self.world.chance.random() * WAKE)
+            self.wake(self.world.now + self.world.chance.random() * self.world.scenario.wake)
 
     def hear(self, service: str, event: Event) -> None:
         """An event of another process came."""

@@ -584,3 +584,74 @@ def test_arbitrary_bytes_never_raise_and_keep_their_length(frames: list[tuple[bo
 def test_what_the_port_tells_of_its_guest_is_published() -> None:
     stopped = Event("guest_stopped", {"port": "rewriter.guest", "why": "stopped"})
     assert Core(Node()).push("guest", stopped, 0.0) == [stopped]
+
+
+# What comes for the guest between a cut's prepare and its end.
+
+OPEN = 1000, 5000  # the guest's and the primary's initial numbers of the connection below
+
+
+def prepared() -> Node2:
+    """A connection is open, and a cut is prepared."""
+    node = Node2()
+    node.accept(*OPEN)
+    cut = Cut(1, "prepare")
+    assert node.core.push("to_guest", cut, node.now) == [("from_guest", cut)]
+    return node
+
+
+def heard(node: Node2, outputs: list[object]) -> list[bytes]:
+    """What of these outputs the guest hears."""
+    batches = [output[1] for output in outputs if isinstance(output, tuple) and output[0] == "guest"]
+    return [frame for batch in batches for frame in batch.frames()]
+
+
+def test_what_comes_behind_a_prepared_cut_has_the_numbers_of_the_copy() -> None:
+    """The primary hears it after the checkpoint, so the copy has to; its space is the primary's."""
+    node = prepared()
+    ack = from_client(101, 5001)
+    assert node.client(ack) == b""
+    outputs = node.core.push("to_guest", Cut(1, "commit"), node.now)
+    assert outputs[0] == ("from_guest", Cut(1, "commit"))
+    assert heard(node, outputs) == [ack]
+    assert node.client(ack) == ack
+
+
+def test_what_comes_behind_a_cut_that_is_aborted_has_the_numbers_of_before() -> None:
+    node = prepared()
+    node.client(from_client(101, 5001))
+    assert heard(node, node.core.push("to_guest", Cut(1, "abort"), node.now)) == [from_client(101, 1001)]
+
+
+@pytest.mark.parametrize(
+    ("stream", "item"),
+    [
+        ("to_guest", Gap("lost", 1)),
+        ("events", Event("gap", {"stream": "ingress", "reason": "lost", "lost": 1})),
+        ("events", Event("failover", {"survivor": "secondary", "epoch": 0})),
+        ("to_guest", Cut(2, "prepare")),
+    ],
+    ids=["gap", "gap in front of the redirector", "failover", "another cut"],
+)
+def test_where_the_end_of_a_cut_may_be_lost_the_guest_hears_what_came(stream: str, item: Gap | Event | Cut) -> None:
+    node = prepared()
+    node.client(from_client(101, 5001))
+    assert heard(node, node.core.push(stream, item, node.now)) == [from_client(101, 1001)]
+
+
+def test_the_guests_input_waits_for_the_end_of_a_cut_so_long_and_no_longer() -> None:
+    node = prepared()
+    node.client(from_client(101, 5001))
+    assert heard(node, node.core.tick(2.9)) == []
+    assert node.core.next_deadline() == 3.0
+    assert heard(node, node.core.tick(3.0)) == [from_client(101, 1001)]
+    assert node.client(from_client(101, 5001)) == from_client(101, 1001)
+
+
+def test_behind_a_prepared_cut_so_many_bytes_wait_and_no_more() -> None:
+    node = prepared()
+    frame = from_client(101, 5001, b"x" * 60_000)
+    for _ in range(80):
+        node.client(frame)
+    assert node.core.counters["dropped_limit"] == 80 - (4 << 20) // len(frame)
+    assert len(heard(node, node.core.push("to_guest", Cut(1, "commit"), node.now))) == (4 << 20) // len(frame)

@@ -1,8 +1,8 @@
-"""What the primary says between a cut's `prepare` and its `commit` or `abort`.
+"""Frames that come between a cut's `prepare` and its `commit` or `abort`, and wait for that.
 
-Whoever makes checkpoints may let the guest go on before it has told the commit. Until then nobody knows of
-which epoch such a frame is: the secondary that was heard so far may be gone, with all that it had said. So
-these batches wait, and are judged once the cut is decided.
+Until then nobody knows of which epoch they are. Whoever makes checkpoints may let the primary go on before it
+has told the commit: the secondary that the comparer has heard may be gone by then, with all that it had said.
+And what the secondary is to hear behind the cut has its numbers only once it is known whose copy it is.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections import deque
 
 from lockstep.batch import Batch
 
-#: Bytes that are withheld at most.
+#: Bytes that wait at most.
 MOST_BYTES = 4 << 20
 
 
 class Withheld:
-    """Batches that wait, oldest first. frames, bytes: of all of them. due: when the cut should be decided."""
+    """Batches that wait while `active`, oldest first. frames, bytes: of them. due: when none shall wait longer."""
 
     def __init__(self) -> None:
         self.active = False
@@ -25,7 +25,7 @@ class Withheld:
         self._batches: deque[Batch] = deque()
 
     def add(self, batch: Batch, due: float) -> bool:
-        """Keep a copy of a batch; False if there is no room for it."""
+        """Keep a copy of a batch, until `due` if it is the first; False if there is no room for it."""
         if self.bytes + len(batch.data) > MOST_BYTES:
             return False
         if self.due is None:
