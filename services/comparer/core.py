@@ -520,7 +520,7 @@ class Core:
         when = self._due_at(head)
         if looked and when <= now:
             when = now + STALL
-        if can_be_eased(head):
+        if can_be_eased(head) or (isinstance(flow, TcpFlow) and flow.crossed(head)):
             # The longer it is stuck the rarer: many flows that wait for long must not be much work.
             when = min(when, max(head.arrived, now) + max(STALL, (now - head.arrived) / 4))
         if when < flow.timed:
@@ -537,8 +537,8 @@ class Core:
         if head.arrived + STALE <= now and len(flow.held) > 1 and flow.is_stale(head):
             self._drop_head(flow, "dropped_stale")
             return
-        if head.arrived + STALE <= now and (back := flow.goes_back_to() or flow.reset_behind()) is not None:
-            self._overtake(flow, back)
+        if head.arrived + STALE <= now and (by := flow.overtaking()) is not None:
+            self._overtake(flow, by)
             return
         eased = ease(flow, head, self._frame, patient=head.arrived + SILENCE <= now)
         if eased is None:

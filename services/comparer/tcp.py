@@ -177,7 +177,11 @@ class TcpFlow(Flow):
             return False
         return place + size <= self.frontier or not self.said.read(place, 1)
 
-    def goes_back_to(self) -> Held | None:
+    def overtaking(self) -> Held | None:
+        """A held segment in front of which the secondary will say nothing any more, and the client needs nothing."""
+        return self._goes_back_to() or self._reset_behind() or self._behind_crossed_syn()
+
+    def _goes_back_to(self) -> Held | None:
         """The first held segment that stands before the head in the stream: the primary repeats from there.
 
         What the secondary said of the head was lost, and it too repeats from there; the head is in the way.
@@ -191,7 +195,7 @@ class TcpFlow(Flow):
                 return held
         return None
 
-    def reset_behind(self) -> Held | None:
+    def _reset_behind(self) -> Held | None:
         """The first held RST that the secondary has said as well, if nothing but ACKs stands in front of it.
 
         Once reset, it acks nothing any more; and nobody needs those ACKs.
@@ -200,9 +204,21 @@ class TcpFlow(Flow):
             flags = held.data[held.l4 + tcp.FLAGS]
             if flags & tcp.RST:
                 return held if held is not self.held[0] and self.reset_matches(held.data, held.l4) else None
-            if held.payload_end > held.payload or flags != tcp.ACK:
+            if held.payload_end > held.payload or flags & (tcp.SYN | tcp.FIN | tcp.URG):
                 return None
         return None
+
+    def crossed(self, head: Held) -> bool:
+        """Whether this SYN-ACK has the number of a SYN that has left: both ends have opened at once (RFC 9293 §3.5)."""
+        seq, _, _, flags = _SEGMENT.unpack_from(head.data, head.l4)
+        return flags & (tcp.SYN | tcp.ACK) == tcp.SYN | tcp.ACK and self.syn is not None and seq == self.syn[0]
+
+    def _behind_crossed_syn(self) -> Held | None:
+        """What stands behind such a SYN-ACK, if the secondary never needed one and has acked the client's SYN."""
+        if len(self.held) == 1 or not self.crossed(self.held[0]) or self.acked is None:
+            return None
+        ack = _SEGMENT.unpack_from(self.held[0].data, self.held[0].l4)[1]
+        return self.held[1] if diff(ack, self.acked) <= 0 else None
 
     def reset_matches(self, buf: Buffer, l4: int) -> bool:
         """Whether a RST of a connection that is known stands where one of the secondary's does."""
@@ -242,8 +258,10 @@ class TcpFlow(Flow):
             return "dropped_reset" if self.syn is not None and seq == self.reset_left else None
         if flags & (tcp.SYN | tcp.FIN) or not self.anchored:
             return None
-        probe = self._is_probe(self._place(seq), head.payload_end - head.payload)
-        return "dropped_keep_alive" if probe else None
+        place, size = self._place(seq), head.payload_end - head.payload
+        # Picked up in its middle, a connection may begin with one.
+        first = self.syn is None and size == 1 and place == self.frontier == 0 and not self.said.read(place, 1)
+        return "dropped_keep_alive" if first or self._is_probe(place, size) else None
 
     def urgent_matches(self, buf: Buffer, l4: int) -> bool:
         """Whether a segment is not urgent, or its urgent pointer stands where one of the secondary's does."""

@@ -985,7 +985,8 @@ def test_a_rst_whose_ack_is_ahead_leaves_with_the_secondarys(sides: Sides) -> No
 
 
 def test_a_rst_overtakes_acks_that_the_secondary_will_never_say(sides: Sides) -> None:
-    sides.primary(segment(ISN + 1, CLIENT_ISN + 7), segment(ISN + 1, CLIENT_ISN + 9))
+    ece = 0x40
+    sides.primary(segment(ISN + 1, CLIENT_ISN + 7), segment(ISN + 1, CLIENT_ISN + 9, flags=ece))
     sides.primary(segment(ISN + 1, CLIENT_ISN + 9, flags=RST))
     sides.secondary(segment(ISN + 1, CLIENT_ISN + 1, flags=RST))
     assert sides.wait(0.05) == []
@@ -1032,6 +1033,40 @@ def test_a_head_that_the_primary_itself_goes_back_behind_is_dropped() -> None:
     sides.secondary(data(2004, bytes(2996) + b"aheadmore"))
     assert sides.primary(ahead) == [ahead]
     assert sides.conserved()
+
+
+def test_a_syn_ack_that_only_one_of_two_crossing_opens_needed_is_overtaken() -> None:
+    """The secondary has heard the client's SYN-ACK first, and so never said one itself (RFC 9293 §3.5)."""
+    sides = Sides()
+    sides.secondary(segment(ISN2, flags=SYN, options=MSS_WS))
+    assert len(sides.primary(segment(ISN, flags=SYN, options=MSS_WS))) == 1
+    hello = data(0, b"hello")
+    assert sides.primary(segment(ISN, CLIENT_ISN + 1, flags=SYN, options=MSS_WS), hello) == []
+    assert sides.wait(0.15) == []
+    sides.secondary(hello)
+    left = [frame for _ in range(10) for frame in sides.wait(0.05)]
+    assert left == [hello]
+    assert sides.core.counters["dropped_overtaken"] == 1
+    assert sides.conserved()
+
+
+def test_a_connection_may_be_picked_up_at_a_keep_alive_with_a_byte() -> None:
+    """Its byte is garbage (RFC 1122 §4.2.3.6), and the secondary need not say one."""
+    sides = Sides()
+    hello = data(0, b"hello")
+    sides.primary(data(-1, b"x"), hello)
+    sides.secondary(hello)
+    assert sides.wait(0.05) == []
+    assert sides.wait(0.06) == [hello]
+    assert sides.core.counters["dropped_keep_alive"] == 1
+
+
+def test_a_first_byte_that_differs_is_no_keep_alive() -> None:
+    sides = Sides(compare_timeout=1)
+    sides.primary(data(0, b"x"))
+    sides.secondary(data(0, b"y"))
+    sides.wait(1.1)
+    assert [found["reason"] for found in sides.named("divergence")] == ["data"]
 
 
 def test_a_repetition_that_is_half_forgotten_is_stale_too(sides: Sides) -> None:
