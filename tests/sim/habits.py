@@ -24,7 +24,7 @@ Key = tuple[int, int, int]
 class Habits:
     """In what two machines with the same program differ."""
 
-    offload: Offload = Offload()
+    offload: Offload = field(default_factory=Offload)
     #: Segments are cut to this share of what fits, at random.
     cut: tuple[float, float] = (1.0, 1.0)
     #: Acks: one for so many segments, or after so many seconds.

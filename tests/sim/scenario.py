@@ -298,7 +298,7 @@ def _traffic(s: Scenario, chance: random.Random, maybe: object) -> None:
             if plan.opener != "client":
                 break
             at = round(at + chance.uniform(0.15, 1.0), 4)
-            shape = chance.choice(SHAPES[:6] + ("refused", "client_aborts", "banner"))
+            shape = chance.choice((*SHAPES[:6], "refused", "client_aborts", "banner"))
     for plan in s.plans if chance.random() < 0.15 else ():
         if plan.opener == "client" and plan.fate == COMPLETE:
             what = (plan.version, plan.service, plan.port), chance.randint(1, 1000)

@@ -86,7 +86,8 @@ class Packet:
             return f"{self.kind} {self.sport}>{self.dport} +{len(self.body or self.payload)}"
         flags = "".join(name for bit, name in _FLAGS if self.flags & bit)
         ack = f" ack {self.ack}" if self.flags & ACK else ""
-        return f"{self.sport}>{self.dport} {flags} {self.seq}+{len(self.payload)}{ack} window {self.window} {self.checksum}"
+        numbers = f"{self.seq}+{len(self.payload)}{ack} window {self.window}"
+        return f"{self.sport}>{self.dport} {flags} {numbers} {self.checksum}"
 
 
 BAD = Packet("bad")
