@@ -29,6 +29,7 @@ HOT = [
     "services.comparer.lane",
     "services.comparer.side",
     "services.comparer.split",
+    "services.mirror.syns",
 ]
 
 #: `-fno-strict-aliasing`: tables are seen as 32-bit and as 64-bit numbers.

@@ -238,10 +238,13 @@ class Port(_Model):
 
 
 class Mirror(_Model):
-    """The mirror's ports."""
+    """The mirror's ports, and its limit."""
 
     network: Port = Field(default_factory=Port, description="towards the clients")
     guest: Port = Field(default_factory=Port, description="towards the primary guest")
+    max_syns: Annotated[int, Field(ge=0, le=100_000_000)] = Field(
+        4000, description="SYNs of clients that pass in a second; more are lost in front of both guests; 0: no limit"
+    )
 
 
 class Redirector(_Model):

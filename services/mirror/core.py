@@ -24,13 +24,15 @@ from lockstep.streams import (
     Item,
     Output,
 )
+from services.mirror.syns import SynLimit
 
 
 class Core:
-    """See the module. It keeps no state but the epoch."""
+    """See the module. It keeps no state but the epoch, and how many SYNs came lately."""
 
     def __init__(self, config: Node) -> None:
         self.epoch = 0
+        self._syns = SynLimit(config.mirror.max_syns)
         self.counters = dict.fromkeys(
             (
                 "network_frames",
@@ -38,6 +40,7 @@ class Core:
                 "released_frames",
                 "dropped_ingress",
                 "dropped_primary",
+                "dropped_syns",
                 "gaps_released",
             ),
             0,
@@ -48,7 +51,9 @@ class Core:
         if isinstance(item, Batch):
             if stream == NETWORK:
                 self.counters["network_frames"] += len(item)
-                return [(GUEST, item), (INGRESS, item)]
+                admitted = self._syns.admit(item, now)
+                self.counters["dropped_syns"] += len(item) - len(admitted)
+                return [(GUEST, admitted), (INGRESS, admitted)] if len(admitted) else []
             if stream == GUEST:
                 self.counters["guest_frames"] += len(item)
                 return [(PRIMARY, item)]
@@ -91,7 +96,8 @@ class Core:
         return {"epoch": self.epoch}, [(PRIMARY, cut), (INGRESS, cut), event]
 
     def reload(self, config: Node) -> None:
-        """Nothing can change while it runs."""
+        """Take another limit."""
+        self._syns.set_rate(config.mirror.max_syns)
 
     def undelivered(self, stream: str, item: Batch | Cut, now: float) -> list[Output]:
         """A full link lost frames: TCP's retransmission brings them again."""
