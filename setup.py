@@ -15,9 +15,17 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 HOT = [
+    "lockstep.batch",
     "lockstep.capture.frames",
     "lockstep.flow.records",
+    "lockstep.link.head",
     "lockstep.link.lengths",
+    "lockstep.link.libzmq",
+    "lockstep.link.sequence",
+    "lockstep.link.zmq",
+    "lockstep.poller",
+    "lockstep.pressure",
+    "lockstep.shell",
     "lockstep.vhost.log",
     "lockstep.vhost.memory",
     "lockstep.vhost.ring",

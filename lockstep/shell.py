@@ -70,6 +70,22 @@ log = structlog.get_logger()
 Source = tuple[Service, str]
 
 
+class Way:
+    """Where an output goes: to one of a port, a link, a link of QEMU's, and a service in the same shell."""
+
+    __slots__ = ("port", "qemu", "sender", "to")
+
+    def __init__(
+        self,
+        *,
+        port: Port | None = None,
+        sender: Sender | None = None,
+        qemu: QemuSender | None = None,
+        to: Service | None = None,
+    ) -> None:
+        self.port, self.sender, self.qemu, self.to = port, sender, qemu, to
+
+
 class Shell:
     """Runs the cores of `services` until it is told to stop.
 
@@ -117,6 +133,8 @@ class Shell:
         self._receivers: dict[str, Receiver | QemuReceiver] = {}
         #: Streams that were not read to their end in the last turn, and since when.
         self._unread: dict[str, float] = {}
+        #: Of each service, by the name of a port, or of a stream that it gives.
+        self._ways: dict[Service, dict[str, Way]] = {service: {} for service in cores}
         self._servers: dict[Service, Server] = {}
         self._allowed: keys.AllowList | None = None
         self._recorder: Recorder | None = None
@@ -145,6 +163,7 @@ class Shell:
                 port = given.get(f"{service}.{name}") or open_port(node, service, name)
                 self._stack.callback(port.close)
                 self._ports[service, name] = port
+                self._ways[service][name] = Way(port=port)
                 self._sources[service, name] = port.fileno()
                 self._poller.watch(port.fileno(), self._port_act(service, name, port))
         for label, service in self._consumers.items():
@@ -157,11 +176,15 @@ class Shell:
                 self._sources[service, label] = receiver.socket
                 shares = {name: share(stream, name) for name in names}
                 self._poller.watch(receiver.socket, self._link_act(service, label, receiver, shares))
-        for label in self._producers:
-            if label not in self._consumers:
-                sender = self._sender(context, label, curve)
-                self._stack.callback(sender.close)
-                self._senders[label] = sender
+        for label, service in self._producers.items():
+            if label in self._consumers:
+                self._ways[service][label] = Way(to=self._consumers[label])
+                continue
+            sender = self._sender(context, label, curve)
+            self._stack.callback(sender.close)
+            self._senders[label] = sender
+            way = Way(sender=sender) if isinstance(sender, Sender) else Way(qemu=sender)
+            self._ways[service][label] = way
         for service in self._cores:
             server = Server(context, node.control_endpoint(service), node.events_endpoint(service), curve)
             self._stack.callback(server.close)
@@ -365,7 +388,7 @@ class Shell:
 
         When this returns nobody looks at the item's buffer any more: a port fills it again at its next read.
         """
-        self._inner.append((service, stream, item))
+        self._carry_out(service, self._cores[service].push(stream, item, now), now)
         self._settle(now)
 
     def _settle(self, now: float) -> None:
@@ -376,29 +399,37 @@ class Shell:
 
     def _carry_out(self, service: Service, outputs: Iterable[Output], now: float) -> None:
         """The one place that interprets outputs."""
+        ways = self._ways[service]
         for output in outputs:
             if isinstance(output, Event):
                 self._tell(service, output, now)
                 continue
             where, item = output
-            if (service, where) in self._ports and isinstance(item, Batch):
-                self._ports[service, where].write(item)
-            elif where in self._senders:
-                sender = self._senders[where]
-                if isinstance(item, Gap) and isinstance(sender, Sender):
-                    sender.skip(self._cores[service].epoch)
-                elif not isinstance(item, Gap) and not sender.send(item, self._cores[service].epoch):
-                    self._carry_out(service, self._cores[service].undelivered(where, item, now), now)
-                if isinstance(sender, Sender) and sender.blocked and where not in self._blocked:
-                    self._blocked.add(where)
-                    self._poller.watch(sender.socket, self._flush_act(where, sender))
-                    self._pressure.moved(where, now)
-            elif where in self._consumers and where in self._producers:
+            way = ways.get(where)
+            if way is not None and way.sender is not None:
+                self._send(service, where, way.sender, item, now)
+            elif way is not None and way.to is not None:
                 if isinstance(item, Batch):
                     item = Batch(item.data, item.lengths, item.vnet, self._cores[service].epoch)
-                self._inner.append((self._consumers[where], where, item))
+                self._inner.append((way.to, where, item))
+            elif way is not None and way.port is not None and isinstance(item, Batch):
+                way.port.write(item)
+            elif way is not None and way.qemu is not None:
+                if not isinstance(item, Gap) and not way.qemu.send(item, self._cores[service].epoch):
+                    self._carry_out(service, self._cores[service].undelivered(where, item, now), now)
             else:
                 raise AssertionError(f"{service} gave {type(item).__name__} to {where!r}, which is not wired")
+
+    def _send(self, service: Service, where: str, sender: Sender, item: Batch | Cut | Gap, now: float) -> None:
+        core = self._cores[service]
+        if isinstance(item, Gap):
+            sender.skip(core.epoch)
+        elif not sender.send(item, core.epoch):
+            self._carry_out(service, core.undelivered(where, item, now), now)
+        if sender.blocked and where not in self._blocked:
+            self._blocked.add(where)
+            self._poller.watch(sender.socket, self._flush_act(where, sender))
+            self._pressure.moved(where, now)
 
     def _tell(self, service: Service, event: Event, now: float) -> None:
         if self._node.guest.name is not None:
@@ -477,11 +508,9 @@ class Shell:
 
     def step(self, timeout: float | None = None) -> None:
         """Wait for something to do, `timeout` seconds at most, and do it."""
-        now = time.monotonic()
-        moments = (self._pressure.next_deadline(), *(core.next_deadline() for core in self._cores.values()))
-        deadlines = [moment for moment in moments if moment is not None]
-        if deadlines:
-            wait = max(0.0, min(deadlines) - now)
+        deadline = self._deadline()
+        if deadline is not None:
+            wait = max(0.0, deadline - time.monotonic())
             timeout = wait if timeout is None else min(wait, timeout)
         ready = self._poller.wait(timeout)
         now = time.monotonic()
@@ -493,6 +522,15 @@ class Shell:
             if deadline is not None and deadline <= now:
                 self._carry_out(service, core.tick(now, self._heard(service, now)), now)
                 self._settle(now)
+
+    def _deadline(self) -> float | None:
+        """The moment when something is due, whatever may come before."""
+        first = self._pressure.next_deadline()
+        for core in self._cores.values():
+            moment = core.next_deadline()
+            if moment is not None and (first is None or moment < first):
+                first = moment
+        return first
 
     def _heard(self, service: Service, now: float) -> float:
         """The moment before which all that came over a service's links was read, as far as this is waited for."""

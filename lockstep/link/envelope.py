@@ -53,10 +53,10 @@ class Message:
 class Encoder:
     """Makes the messages of one producer; what stands in all of them is packed once.
 
-    stream, boot, guest: as in `Message`.
+    stream, boot, guest: as in `Message`. prefix: what stands before the epoch, in front of a batch.
     """
 
-    __slots__ = ("_cut", "_frames", "_pack")
+    __slots__ = ("_cut", "_pack", "prefix")
 
     def __init__(self, stream: str, boot: bytes, guest: str | None = None) -> None:
         self._pack = msgpack.Packer().pack
@@ -65,7 +65,7 @@ class Encoder:
             always["g"] = guest
         fixed = b"".join(self._pack(part) for entry in always.items() for part in entry)
         # A map's first byte says how many entries follow: here e, n, h, l and, for a cut, c.
-        self._frames = bytes((_MAP | len(always) + 4,)) + fixed + b"\xa1e"
+        self.prefix = bytes((_MAP | len(always) + 4,)) + fixed + b"\xa1e"
         self._cut = bytes((_MAP | len(always) + 5,)) + fixed + b"\xa1e"
 
     def encode(self, item: Batch | Cut, epoch: int, number: int) -> tuple[bytes, Buffer]:
@@ -75,7 +75,7 @@ class Encoder:
             cut = pack({"epoch": item.epoch, "phase": item.phase})
             return self._cut + pack(epoch) + b"\xa1n" + pack(number) + b"\xa1h\0\xa1l\xc4\0\xa1c" + cut, b""
         lengths = pack(_little_endian(item.lengths).tobytes())
-        header = self._frames + pack(epoch) + b"\xa1n" + pack(number) + b"\xa1h" + pack(item.vnet) + b"\xa1l" + lengths
+        header = self.prefix + pack(epoch) + b"\xa1n" + pack(number) + b"\xa1h" + pack(item.vnet) + b"\xa1l" + lengths
         return header, item.data
 
 

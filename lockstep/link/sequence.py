@@ -16,11 +16,11 @@ class Sequence:
     messages went before this consumer was there.
     """
 
-    __slots__ = ("_boot", "_expected")
+    __slots__ = ("_boot", "expected")
 
     def __init__(self) -> None:
         self._boot: bytes | None = None
-        self._expected = 0
+        self.expected = 0
 
     def follow(self, boot: bytes, number: int) -> Gap | None:
         """The gap in front of this message, if there is one. Raises StaleMessage for a repeated number."""
@@ -29,9 +29,9 @@ class Sequence:
             if self._boot is not None or number:
                 gap = Gap("restarted")
             self._boot = boot
-        elif number > self._expected:
-            gap = Gap("lost", number - self._expected)
-        elif number < self._expected:
+        elif number > self.expected:
+            gap = Gap("lost", number - self.expected)
+        elif number < self.expected:
             raise StaleMessage
-        self._expected = number + 1
+        self.expected = number + 1
         return gap

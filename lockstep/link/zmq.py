@@ -18,13 +18,16 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import zmq
 from zmq.backend import Socket
 
-from lockstep.batch import MAX_BATCH, Batch
+from lockstep.batch import MAX_BATCH, Batch, Buffer
 from lockstep.config import parse_endpoint
 from lockstep.link.envelope import MAX_PART, REASONS, Encoder, EnvelopeError, Message, decode
+from lockstep.link.head import Head
+from lockstep.link.libzmq import Pull, Push, usable
 from lockstep.link.sequence import Sequence, StaleMessage
 from lockstep.streams import Cut, Gap
 
@@ -158,7 +161,8 @@ class Sender:
     ) -> None:
         self.stream = stream
         self.counters = {"messages": 0, "frames": 0, "bytes": 0, "cuts": 0, "full": 0, "dropped_frames": 0}
-        self._encode = Encoder(stream, boot, guest).encode
+        encoder = Encoder(stream, boot, guest)
+        self._encode = encoder.encode
         self._number = 0
         self._pending: deque[_Pending] = deque()
         self._pending_bytes = 0
@@ -167,6 +171,7 @@ class Sender:
             self.socket.connect(endpoint)
         except zmq.ZMQError as error:
             raise LinkError(f"links.{stream} can't connect to {endpoint}: {error}") from error
+        self._push = Push(self.socket, encoder.prefix) if usable(self.socket) else None
 
     def send(self, item: Batch | Cut, epoch: int) -> bool:
         """Send a batch or a cut, or keep it for `flush`; False if it was dropped."""
@@ -222,22 +227,35 @@ class Sender:
         return bool(self._pending)
 
     def _send(self, item: Batch | Cut, epoch: int, number: int) -> bool:
-        header, frames = self._encode(item, epoch, number)
-        large = len(frames) >= LARGE and isinstance(item, Batch) and item.stable
-        if large and isinstance(frames, memoryview) and _is_whole(frames):
-            frames = frames.obj  # type: ignore[assignment]  # passed on as it came
-        try:
-            # Copied before this returns, so that a reused buffer is safe; unless it is large and stays as it is.
-            _send(self.socket, header, _FIRST)
-            _send(self.socket, frames, _LAST, not large)  # type: ignore[call-overload]
-        except zmq.Again:
-            return False
-        self.counters["messages"] += 1
         if isinstance(item, Cut):
+            if not self._send_parts(*self._encode(item, epoch, number), large=False):
+                return False
             self.counters["cuts"] += 1
         else:
+            if not self._send_batch(item, epoch, number):
+                return False
             self.counters["frames"] += len(item.lengths)
             self.counters["bytes"] += len(item.data)
+        self.counters["messages"] += 1
+        return True
+
+    def _send_batch(self, batch: Batch, epoch: int, number: int) -> bool:
+        # Copied before this returns, so that a reused buffer is safe; unless it is large and stays as it is.
+        large = len(batch.data) >= LARGE and batch.stable
+        if self._push is None:
+            return self._send_parts(*self._encode(batch, epoch, number), large)
+        if not self._push.send(batch, epoch, number, not large):
+            return False
+        if large:
+            _send(self.socket, _whole(batch.data), _LAST, False)
+        return True
+
+    def _send_parts(self, header: bytes, frames: Buffer, large: bool) -> bool:
+        try:
+            _send(self.socket, header, _FIRST)
+            _send(self.socket, _whole(frames) if large else frames, _LAST, not large)  # type: ignore[arg-type]
+        except zmq.Again:
+            return False
         return True
 
     def _count_dropped(self, item: Batch | Cut) -> None:
@@ -254,6 +272,8 @@ class Sender:
             self.socket.poll(max(0, round((until - time.monotonic()) * 1000)), zmq.POLLOUT)
         while self._pending:
             self._count_dropped(self._pending.popleft().item)
+        if self._push is not None:
+            self._push.close()
         self.socket.close()
 
 
@@ -280,9 +300,10 @@ def _joins(last: _Pending, batch: Batch, epoch: int, following: int) -> bool:
     )
 
 
-def _is_whole(view: memoryview) -> bool:
-    """Whether a view shows all of a message part that was received."""
-    return isinstance(view.obj, zmq.Frame) and len(view.obj) == view.nbytes
+def _whole(frames: Buffer) -> Any:
+    """What was received, and is sent on as it came, as the message part that it is."""
+    whole = isinstance(frames, memoryview) and isinstance(frames.obj, zmq.Frame) and len(frames.obj) == frames.nbytes
+    return frames.obj if whole else frames  # type: ignore[union-attr]
 
 
 def _bytes_of(part: zmq.Frame) -> bytes | memoryview:
@@ -322,34 +343,60 @@ class Receiver:
         self._sequences = {name: Sequence() for name in guests}
         self.socket = _socket(context, zmq.PULL, endpoint, hwm, curve)
         self._lock = bind(self.socket, endpoint, f"links.{stream}")
+        self._pull = Pull(self.socket, LARGE - 1) if usable(self.socket) else None
+        #: Of the producer whose messages `_pull` takes: its boot id, and its guest where there are many.
+        self._expected_boot: bytes | None = None
+        self._expected_guest: str | None = None
 
     def receive(self) -> list[Batch | Cut | Gap] | None:
         """What the next message brings, a gap in front of it first; [] if it was rejected, None if none waits."""
+        if self._pull is None:
+            return self._receive_parts([])
+        taken = self._pull.take()
+        if taken is None:
+            return None
+        if isinstance(taken, Batch):
+            self.guest = self._expected_guest
+            self._count(taken)
+            return [taken]
+        return self._receive_parts(taken, self._pull.more)
+
+    def _receive_parts(self, parts: list[Any], more: bool = True) -> list[Batch | Cut | Gap] | None:
+        """`receive`, for a message of which these parts were already taken; `more` are to come."""
         try:
-            parts = [_receive(self.socket, _LAST, False)]
+            while more:  # a message comes whole: once its first part is there, all are
+                part = _receive(self.socket, _LAST, False)
+                parts.append(_bytes_of(part))
+                more = part.more
         except zmq.Again:
             return None
-        while parts[-1].more:  # a message comes whole: its other parts are there
-            parts.append(_receive(self.socket, _LAST, False))
         try:
-            message = decode([_bytes_of(part) for part in parts], self.stream, self._guest)
-            gap = self._sequence_of(message).follow(message.boot, message.number)
+            message = decode(parts, self.stream, self._guest)
+            sequence = self._sequence_of(message)
+            gap = sequence.follow(message.boot, message.number)
         except EnvelopeError as error:
             return self._reject(error.reason, str(error))
         except StaleMessage:
             return self._reject("stale", "a message number came twice")
+        if self._pull is not None and (message.boot != self._expected_boot or sequence is not self._pull.sequence):
+            # Most likely the next message comes from the same producer: that is taken the short way.
+            self._pull.head = Head(Encoder(message.stream, message.boot, message.guest).prefix)
+            self._pull.sequence = sequence
+            self._expected_boot, self._expected_guest = message.boot, self.guest
+        self._count(message.item)
+        if gap is None:
+            return [message.item]
+        self.counters["gaps"] += 1
+        self.counters["lost_messages"] += gap.lost or 0
+        return [gap, message.item]
+
+    def _count(self, item: Batch | Cut) -> None:
         self.counters["messages"] += 1
-        item = message.item
         if isinstance(item, Cut):
             self.counters["cuts"] += 1
         else:
             self.counters["frames"] += len(item.lengths)
             self.counters["bytes"] += len(item.data)
-        if gap is None:
-            return [item]
-        self.counters["gaps"] += 1
-        self.counters["lost_messages"] += gap.lost or 0
-        return [gap, item]
 
     def _sequence_of(self, message: Message) -> Sequence:
         """The one that this message belongs to; raises EnvelopeError for a guest that is not served here."""
@@ -369,5 +416,7 @@ class Receiver:
 
     def close(self) -> None:
         """Close the socket and give its path back."""
+        if self._pull is not None:
+            self._pull.close()
         self.socket.close()
         self._lock.close()
