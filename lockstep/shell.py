@@ -55,7 +55,7 @@ from lockstep.wiring import of as wiring_of
 #: Messages, and frames, taken from one link before the others get their turn.
 MOST_MESSAGES, MOST_FRAMES = 64, 2048
 #: A guest answers what it is given, and its answers wait in a queue of a thousand frames. So that none is lost
-#: it is given about this many frames in one turn, and its port is read that often as long as each time brings many.
+#: it is given about this many frames in one turn; and a port is read that often as long as each time brings many.
 MOST_GIVEN, MOST_READS, MANY_FRAMES = 256, 4, 128
 #: Requests and events taken before the frames get their turn.
 MOST_REQUESTS = 8
@@ -274,7 +274,9 @@ class Shell:
 
     def _port_act(self, service: Service, name: str, port: Port) -> Act:
         def act(now: float) -> None:
-            for _ in range(MOST_READS if name == GUEST else 1):
+            guest = self._ports.get((service, GUEST), port)
+            given = guest.counters["frames_out"]
+            for _ in range(MOST_READS):
                 item = port.read()
                 if item is None:
                     if port.exhausted():
@@ -282,6 +284,8 @@ class Shell:
                     break
                 self._push(service, name, item, now)
                 if isinstance(item, Batch) and len(item) < MANY_FRAMES:
+                    break
+                if name != GUEST and guest.counters["frames_out"] - given >= MOST_GIVEN // 2:
                     break
 
         return act
