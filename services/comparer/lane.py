@@ -474,6 +474,7 @@ class Lane:
         flow = TcpFlow(self.records.key(record), self._now, self.core.flow_limit())
         flow.anchored = True
         flow.primary_seen = bool(flags & P_SEEN)
+        flow.near = bool(flags & S_SEEN)
         high = fields[at + _PLACE_HIGH]
         flow.frontier = high << 32 | fields[at + _PLACE]
         flow.frontier_seq = fields[at + _FRONT]

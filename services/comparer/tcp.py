@@ -60,6 +60,7 @@ class TcpFlow(Flow):
         "frontier",
         "frontier_seq",
         "limit",
+        "near",
         "offered",
         "primary_acked",
         "primary_seen",
@@ -82,6 +83,8 @@ class TcpFlow(Flow):
         #: Frames dealt with since the last that was out of the ordinary; the core counts them.
         self.calm = 0
         self.anchored = self.primary_seen = False
+        #: What the secondary said last was in the primary's space, or as good as that.
+        self.near = False
         self.frontier = 0
         self.frontier_seq = 0
         self.said = Said()
@@ -122,7 +125,7 @@ class TcpFlow(Flow):
         if not self.primary_seen:
             self.primary_seen = True
             if self.anchored and abs(self._place(seq)) > self.limit:
-                self.anchored = False
+                self.anchored = self.near = False
                 self.said.clear()
             self._anchor(seq)
 
@@ -167,8 +170,11 @@ class TcpFlow(Flow):
     def is_stale(self, head: Held) -> bool:
         """Whether a held segment repeats bytes that were proven, released, and by now forgotten.
 
-        The secondary repeats them only if the client lacks them, and then the primary does so again.
+        The secondary repeats them only if the client lacks them, and then the primary does so again. One whose
+        offset was lost repeats nothing that could be known.
         """
+        if not self.near:
+            return False
         seq, _, _, flags = _SEGMENT.unpack_from(head.data, head.l4)
         place, size = self._place(seq), head.payload_end - head.payload
         if flags & (tcp.SYN | tcp.RST) or not size or place >= self.frontier:
@@ -431,7 +437,8 @@ class TcpFlow(Flow):
             return None
         self._anchor(seq)
         place = self._place(seq)
-        if abs(place - self.frontier) > self.limit:
+        self.near = abs(place - self.frontier) <= self.limit
+        if not self.near:
             return None  # not in the primary's space: its offset was lost; time-out will tell
         if flags & tcp.URG:
             urgent = self._urgent_place(buf, f.l4, seq)

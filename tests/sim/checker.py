@@ -20,6 +20,7 @@ from sim.plans import Plans
 from sim.releasing import Releasing
 from sim.rewriting import Rewriting
 from sim.voices import Voices
+from sim.wire import ACK, RST, SYN
 
 
 class Checker(Voices, Rewriting, Releasing, Accounts):
@@ -38,7 +39,15 @@ class Checker(Voices, Rewriting, Releasing, Accounts):
                 life.say(p)
 
     def _hears(self, host: str, raw: bytes, vnet: int) -> None:
-        pass
+        """A copy hears of numbers that it has: those of the primary."""
+        p = self.reader.read(raw, vnet)
+        if host != "secondary" or p.kind != "tcp" or p.flags & (ACK | SYN | RST) != ACK or self._offsets_doubtful():
+            return
+        key = p.version, p.sport, p.dport
+        lives = self.lives["secondary"].get(key, ())
+        known = any(not life.copied or life.place(p.ack) is not None for life in lives)
+        if lives and not known and key not in self.loose:
+            raise Violation(5, f"the copy hears of a number that it does not know: {p}")
 
     def _opened(self, host: str, label: int, iss: int, key: Key) -> None:
         if host in self.lives:

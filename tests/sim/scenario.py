@@ -227,6 +227,8 @@ def of(seed: int) -> Scenario:
         _long_datagrams(s, chance)
     if "max_bytes" in s.comparer and maybe(0.5):
         s.comparer["max_bytes"] = chance.randint(2_000, 8_000)
+    if s.failover is None and maybe(0.05):
+        _fickle(s, chance)
     return s
 
 
@@ -348,6 +350,14 @@ def _differences(s: Scenario, chance: random.Random) -> None:
     habits.other_options = chance.choice(("scale", "mss")) if chance.random() < 0.15 else ""
     if habits is s.secondary and s.failover is None and chance.random() < 0.3:
         habits.fickle = {plan.number: chance.randrange(plan.down) for plan in s.plans if plan.down}
+
+
+def _fickle(s: Scenario, chance: random.Random) -> None:
+    """A secondary that says again, and otherwise, what has left long ago."""
+    s.secondary.fickle = {plan.number: chance.randrange(plan.down) for plan in s.plans if plan.down}
+    s.ways["secondary", "in"].loss = chance.uniform(0.05, 0.15)
+    if s.compare_timeout == FOREVER:
+        s.compare_timeout = 3.0
 
 
 def _flood(s: Scenario, chance: random.Random) -> None:

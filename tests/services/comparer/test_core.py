@@ -1069,6 +1069,20 @@ def test_a_first_byte_that_differs_is_no_keep_alive() -> None:
     assert [found["reason"] for found in sides.named("divergence")] == ["data"]
 
 
+def test_a_repetition_is_not_stale_while_the_secondary_speaks_in_other_numbers(sides: Sides) -> None:
+    """Its offset was lost: it will never repeat what the client may lack, so that has to be told."""
+    sides.secondary(data(0, b"hello"))
+    sides.primary(data(0, b"hello"))
+    for _ in range(8):
+        sides.wait(1.5)
+    sides.secondary(segment(ISN + 6 + 1_000_000_000, CLIENT_ISN + 1))
+    sides.primary(data(0, b"hello"))
+    sides.wait(0.2)
+    assert sides.core.counters["dropped_stale"] == 0
+    sides.wait(3)
+    assert sides.named("divergence")[0]["reason"] == "unmatched"
+
+
 def test_a_repetition_that_is_half_forgotten_is_stale_too(sides: Sides) -> None:
     sides.secondary(data(0, b"hello"))
     sides.primary(data(0, b"hello"))
