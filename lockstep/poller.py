@@ -7,14 +7,25 @@ So whoever is called for a socket takes messages until there are none (`zmq.Agai
 looked at its news), or returns True to be called again, without a wait, in the next turn.
 """
 
+# ruff: noqa: F821 (names of the .pxd)
+# mypy: disable-error-code="name-defined,attr-defined"
+
 from __future__ import annotations
 
+import math
 import select
 from collections.abc import Callable
 from typing import Any
 
 import zmq
 
+try:
+    import cython
+except ImportError:  # needed to compile, not to run
+    from lockstep.wire import uncompiled as cython
+
+#: Milliseconds of a wait at most: far more fits into no `int`.
+_LONGEST = 1 << 30
 #: Called with the time; True if it stopped before everything was taken.
 Act = Callable[[float], bool | None]
 
@@ -24,6 +35,7 @@ class Poller:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
+        self._fd = self._epoll.fileno()
         self._acts: dict[int, Act] = {}
         #: Descriptors whose act is to be called in any case, and those that rest.
         self._again: set[int] = set()
@@ -62,12 +74,20 @@ class Poller:
     def wait(self, timeout: float | None) -> list[int]:
         """Wait `timeout` seconds at most (None: for ever), and return what is to be given to `act`."""
         again = self._again
-        ready = self._epoll.poll(0 if again else timeout)
-        if not again and len(ready) == 1:
-            return [ready[0][0]]
-        due = again.union([fd for fd, _ in ready])
+        ready = self._ready(0 if again else timeout)
+        if not again and len(ready) < 2:
+            return ready
+        due = again.union(ready)
         again.clear()
         return [fd for fd in self._acts if fd in due]
+
+    def _ready(self, timeout: float | None) -> list[int]:
+        """The descriptors that are readable; in plain Python by way of objects that cost more than the system call."""
+        if not cython.compiled:
+            return [fd for fd, _ in self._epoll.poll(timeout)]
+        milliseconds = -1 if timeout is None else min(math.ceil(timeout * 1000), _LONGEST)
+        count = wait_for(self._fd, cython.address(self._events), milliseconds)
+        return [descriptor(cython.address(self._events), n) for n in range(count)]
 
     def act(self, fd: int, now: float) -> None:
         """Call for one of those that `wait` returned, unless it was forgotten, or sent to rest, in the meantime."""

@@ -14,7 +14,7 @@ cdef class Shell:
     cdef readonly dict _sources, _senders, _receivers, _unread
     cdef dict _cores, _ways, _wiring, _consumers, _producers, _ports, _servers
     cdef object _node, _view, _record, _path, _capture, _stack, _boot, _started, _events_allowed, _rejections_allowed
-    cdef object _allowed, _recorder, _notify, _inner
+    cdef object _allowed, _recorder, _notify, _inner, _due
     cdef set _blocked
     cdef Poller _poller
     cdef Pressure _pressure
@@ -26,4 +26,3 @@ cdef class Shell:
     cdef int _send(self, service, where, Sender sender, item, double now) except -1
     @cython.locals(now=cython.double)
     cpdef step(self, timeout=*)
-    cdef object _deadline(self)

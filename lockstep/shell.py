@@ -120,6 +120,8 @@ class Shell:
         self._sources: dict[Source, Any] = {}
         self._boot = os.urandom(8)
         self._started = time.monotonic()
+        #: When the next thing is due, as of the end of the last turn.
+        self._due: float | None = 0.0
         self._events_allowed, self._rejections_allowed = RateLimit(LOG_BURST), RateLimit(1)
         self.stopping = False
         #: What is still to be pushed into a core of this shell: (service, stream, item).
@@ -512,29 +514,23 @@ class Shell:
 
     def step(self, timeout: float | None = None) -> None:
         """Wait for something to do, `timeout` seconds at most, and do it."""
-        deadline = self._deadline()
-        if deadline is not None:
-            wait = max(0.0, deadline - time.monotonic())
+        if self._due is not None:
+            wait = max(0.0, self._due - time.monotonic())
             timeout = wait if timeout is None else min(wait, timeout)
         ready = self._poller.wait(timeout)
         now = time.monotonic()
         for source in ready:
             self._poller.act(source, now)
         self._pressure.tick(now)
+        self._due = self._pressure.next_deadline()
         for service, core in self._cores.items():
             deadline = core.next_deadline()
             if deadline is not None and deadline <= now:
                 self._carry_out(service, core.tick(now, self._heard(service, now)), now)
                 self._settle(now)
-
-    def _deadline(self) -> float | None:
-        """The moment when something is due, whatever may come before."""
-        first = self._pressure.next_deadline()
-        for core in self._cores.values():
-            moment = core.next_deadline()
-            if moment is not None and (first is None or moment < first):
-                first = moment
-        return first
+                deadline = now  # what is due may be another's by now: the next turn looks again, and doesn't wait
+            if deadline is not None and (self._due is None or deadline < self._due):
+                self._due = deadline
 
     def _heard(self, service: Service, now: float) -> float:
         """The moment before which all that came over a service's links was read, as far as this is waited for."""

@@ -5,7 +5,8 @@ from lockstep.link.libzmq cimport Pull, Push
 from lockstep.link.sequence cimport Sequence
 
 cdef class Sender:
-    cdef readonly object stream, counters, socket
+    cdef readonly object stream, socket
+    cdef long long _messages, _frames, _bytes, _cuts, _full, _dropped_frames
     cdef object _encode, _pending
     cdef long long _number, _pending_bytes
     cdef Push _push
@@ -14,10 +15,13 @@ cdef class Sender:
     cpdef long long _take_number(self)
     cpdef bint flush(self) except -1
     cdef bint _send(self, item, epoch, number) except -1
-    cdef bint _send_batch(self, batch, epoch, number) except -1
+    cdef bint _send_batch(self, Batch batch, epoch, number) except -1
 
 cdef class Receiver:
-    cdef readonly object stream, counters, socket
+    cdef readonly object stream, socket
+    cdef long long _messages, _frames, _bytes, _cuts
+    cdef object _gaps, _lost_messages
+    cdef dict _rejections
     cdef public object guest
     cdef readonly long long rejected
     cdef readonly object last_rejection

@@ -160,7 +160,7 @@ class Sender:
         curve: Curve | None = None,
     ) -> None:
         self.stream = stream
-        self.counters = {"messages": 0, "frames": 0, "bytes": 0, "cuts": 0, "full": 0, "dropped_frames": 0}
+        self._messages = self._frames = self._bytes = self._cuts = self._full = self._dropped_frames = 0
         encoder = Encoder(stream, boot, guest)
         self._encode = encoder.encode
         self._number = 0
@@ -173,6 +173,18 @@ class Sender:
             raise LinkError(f"links.{stream} can't connect to {endpoint}: {error}") from error
         self._push = Push(self.socket, encoder.prefix) if usable(self.socket) else None
 
+    @property
+    def counters(self) -> dict[str, int]:
+        """What passed, and what did not."""
+        return {
+            "messages": self._messages,
+            "frames": self._frames,
+            "bytes": self._bytes,
+            "cuts": self._cuts,
+            "full": self._full,
+            "dropped_frames": self._dropped_frames,
+        }
+
     def send(self, item: Batch | Cut, epoch: int) -> bool:
         """Send a batch or a cut, or keep it for `flush`; False if it was dropped."""
         if self.flush():
@@ -183,7 +195,7 @@ class Sender:
         size = len(item.data) if isinstance(item, Batch) else 0
         if self._pending_bytes + size > MOST_PENDING:
             self._take_number()
-            self.counters["full"] += 1
+            self._full += 1
             self._count_dropped(item)
             return False
         last = self._pending[-1]
@@ -230,13 +242,13 @@ class Sender:
         if isinstance(item, Cut):
             if not self._send_parts(*self._encode(item, epoch, number), large=False):
                 return False
-            self.counters["cuts"] += 1
+            self._cuts += 1
         else:
             if not self._send_batch(item, epoch, number):
                 return False
-            self.counters["frames"] += len(item.lengths)
-            self.counters["bytes"] += len(item.data)
-        self.counters["messages"] += 1
+            self._frames += len(item.lengths)
+            self._bytes += len(item.data)
+        self._messages += 1
         return True
 
     def _send_batch(self, batch: Batch, epoch: int, number: int) -> bool:
@@ -260,7 +272,7 @@ class Sender:
 
     def _count_dropped(self, item: Batch | Cut) -> None:
         if isinstance(item, Batch):
-            self.counters["dropped_frames"] += len(item.lengths)
+            self._dropped_frames += len(item.lengths)
 
     def close(self) -> None:
         """Deliver what waits, for LINGER milliseconds at most, count what could not be, and close the socket.
@@ -332,8 +344,8 @@ class Receiver:
         self.stream = stream
         #: Of a link of many guests: whose message `receive` took last.
         self.guest: str | None = None
-        self.counters = {"messages": 0, "frames": 0, "bytes": 0, "cuts": 0, "gaps": 0, "lost_messages": 0}
-        self.counters |= {f"rejected_{reason}": 0 for reason in (*REASONS, "stale")}
+        self._messages = self._frames = self._bytes = self._cuts = self._gaps = self._lost_messages = 0
+        self._rejections = {f"rejected_{reason}": 0 for reason in (*REASONS, "stale")}
         #: How many messages were dropped because they didn't fit, and why the last one.
         self.rejected = 0
         self.last_rejection = ""
@@ -347,6 +359,19 @@ class Receiver:
         #: Of the producer whose messages `_pull` takes: its boot id, and its guest where there are many.
         self._expected_boot: bytes | None = None
         self._expected_guest: str | None = None
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What came, what was missing, and what was rejected, by reason."""
+        return {
+            "messages": self._messages,
+            "frames": self._frames,
+            "bytes": self._bytes,
+            "cuts": self._cuts,
+            "gaps": self._gaps,
+            "lost_messages": self._lost_messages,
+            **self._rejections,
+        }
 
     def receive(self) -> list[Batch | Cut | Gap] | None:
         """What the next message brings, a gap in front of it first; [] if it was rejected, None if none waits."""
@@ -386,17 +411,17 @@ class Receiver:
         self._count(message.item)
         if gap is None:
             return [message.item]
-        self.counters["gaps"] += 1
-        self.counters["lost_messages"] += gap.lost or 0
+        self._gaps += 1
+        self._lost_messages += gap.lost or 0
         return [gap, message.item]
 
     def _count(self, item: Batch | Cut) -> None:
-        self.counters["messages"] += 1
+        self._messages += 1
         if isinstance(item, Cut):
-            self.counters["cuts"] += 1
+            self._cuts += 1
         else:
-            self.counters["frames"] += len(item.lengths)
-            self.counters["bytes"] += len(item.data)
+            self._frames += len(item.lengths)
+            self._bytes += len(item.data)
 
     def _sequence_of(self, message: Message) -> Sequence:
         """The one that this message belongs to; raises EnvelopeError for a guest that is not served here."""
@@ -409,7 +434,7 @@ class Receiver:
         return sequence
 
     def _reject(self, reason: str, why: str) -> list[Batch | Cut | Gap]:
-        self.counters[f"rejected_{reason}"] += 1
+        self._rejections[f"rejected_{reason}"] += 1
         self.rejected += 1
         self.last_rejection = why
         return []

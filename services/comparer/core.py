@@ -227,15 +227,17 @@ class Core:
 
     def next_deadline(self) -> float | None:
         """See Core in lockstep.streams."""
-        moments = (
-            self._due[0][0] if self._due else None,
+        first = self._due[0][0] if self._due else None
+        for moment in (
             self._lane.next_deadline(),
             self._table.next_sweep(),
             self._primary_fragments.next_deadline(),
             self._secondary_fragments.next_deadline(),
             self._withheld.due,
-        )
-        return min((moment for moment in moments if moment is not None), default=None)
+        ):
+            if moment is not None and (first is None or moment < first):
+                first = moment
+        return first
 
     def command(self, op: str, arguments: Mapping[str, Any], now: float) -> tuple[dict[str, Any], list[Output]]:
         """`checkpoint`: ask for one. `failover`: the secondary is lost; release everything, unprotected."""
