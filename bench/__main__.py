@@ -71,6 +71,9 @@ def proxy(
         float, typer.Option(min=0.001, help="How much work: 1 downloads 96 MiB and sets 60,000 keys.")
     ] = 1.0,
     only: Annotated[list[str] | None, typer.Option(help="Only this workload; repeatable.")] = None,
+    fused: Annotated[
+        bool, typer.Option("--fused", help="Ours as well with the services of each node, and with all, in one process.")
+    ] = False,
 ) -> None:
     """The whole proxy, from network to network: download, redis SET with 1 and 32 clients, ping.
 
@@ -87,7 +90,7 @@ def proxy(
     known = [workload.name for workload in WORKLOADS]
     if unknown := set(only or ()) - set(known):
         raise typer.BadParameter(f"no workload {', '.join(unknown)}; there are {', '.join(known)}")
-    document = bench.measure(tuple(only or ()), peer=_peer(peer), runs=runs, scale=scale, say=tell)
+    document = bench.measure(tuple(only or ()), peer=_peer(peer), fused=fused, runs=runs, scale=scale, say=tell)
     (figures.dump if as_json else bench.show)(document)
 
 

@@ -1,7 +1,8 @@
-"""What stands between the client and the servers: our four services, QEMU's filters, or nothing but a bridge."""
+"""What stands between the client and the servers: our services, fused or not, QEMU's filters, or but a bridge."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import tempfile
 import time
@@ -13,6 +14,7 @@ from bench.qemu import QEMU
 from bench.topology import Topology
 from bench.usage import cpu_seconds, rss_mb
 from lockstep.control import ControlError, request
+from lockstep.demo.stage import ALL_IN_ONE, NODE_BY_NODE, Groups
 from lockstep.wiring import SERVICES
 
 #: Seconds in which QEMU's chardevs find each other.
@@ -74,20 +76,24 @@ class Bridge(Proxy):
 
 
 class Ours(Proxy):
-    """Mirror, redirector, rewriter and comparer, each a process, joined over ipc."""
+    """Mirror, redirector, rewriter and comparer, each a process, joined over ipc. fuse: as the setting of that name."""
 
     name = "ours"
+    fuse: Groups = ()
 
     def start(self) -> None:
         """See Proxy."""
         config = self.folder / "node.toml"
         config.write_text(
-            f'run_dir = "{self.folder}/run"\n[comparer]\non_divergence = "hold"\n[log]\nlevel = "warning"\n'
+            f'run_dir = "{self.folder}/run"\nfuse = {json.dumps(self.fuse)}\n'
+            '[comparer]\non_divergence = "hold"\n[log]\nlevel = "warning"\n'
             '[mirror]\nnetwork.device = "tapw"\nguest.device = "tapg"\n'
             '[redirector]\nuplink.device = "tapd"\n[rewriter]\nguest.device = "tapg2"\n'
         )
-        for service in SERVICES:
-            self._start(service, [*python(f"services.{service}"), "-c", str(config)])
+        alone = [(service,) for service in SERVICES if not any(service in group for group in self.fuse)]
+        for group in (*self.fuse, *alone):
+            # The others of a group come with its first.
+            self._start("+".join(group), [*python(f"services.{group[0]}"), "-c", str(config)])
         until = time.monotonic() + START
         for service in SERVICES:
             while True:
@@ -107,6 +113,20 @@ class Ours(Proxy):
         """Divergences, and whatever left unchecked besides ARP."""
         counters = self.status("comparer")["counters"]
         return [f"{name} = {counters[name]}" for name in ("divergences", "unprotected_flows") if counters[name]]
+
+
+class FusedByNode(Ours):
+    """The services of each node in one process: two processes, joined over ipc."""
+
+    name = "fused"
+    fuse = NODE_BY_NODE
+
+
+class AllFused(Ours):
+    """All four services in one process."""
+
+    name = "all fused"
+    fuse = ALL_IN_ONE
 
 
 class QemuFilters(Proxy):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench import figures
-from bench.proxies import Bridge, Ours, Proxy, QemuFilters
+from bench.proxies import AllFused, Bridge, FusedByNode, Ours, Proxy, QemuFilters
 from bench.topology import Topology
 from bench.workloads import WORKLOADS, Workload, greet
 
@@ -25,10 +25,12 @@ class _Seen:
 
 
 def measure(
-    names: tuple[str, ...], *, peer: bool, runs: int, scale: float, say: Callable[[str], None]
+    names: tuple[str, ...], *, peer: bool, fused: bool = False, runs: int, scale: float, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Every workload through every proxy, in turns; the document that `--json` prints."""
-    kinds: list[type[Proxy]] = [Bridge, *([QemuFilters] if peer else []), Ours]
+    kinds: list[type[Proxy]] = [
+        Bridge, *([QemuFilters] if peer else []), Ours, *([FusedByNode, AllFused] if fused else []),
+    ]  # fmt: skip
     results, findings = [], []
     idle: dict[str, float] = {}
     for workload in (one for one in WORKLOADS if not names or one.name in names):
@@ -75,26 +77,39 @@ def _once(kind: type[Proxy], workload: Workload, scale: float, seen: _Seen, idle
 
 
 def _result(workload: Workload, seen: dict[str, _Seen]) -> dict[str, Any]:
-    ours, peer, bridge = (seen[name].figure() if name in seen else None for name in ("ours", "peer", "bridge"))
+    peer, bridge = (seen[name].figure() if name in seen else None for name in ("peer", "bridge"))
     speed = (lambda one, other: figures.ratio(other, one)) if workload.lower else figures.ratio
+
+    def beside(name: str) -> dict[str, Any]:
+        figure = seen[name].figure()
+        return {"ratio": speed(figure, peer), "ratio_to_bridge": speed(figure, bridge), "cpu_s": seen[name].cpu}
+
     return {
         "name": workload.name,
         "unit": workload.unit,
-        "ours": ours,
+        "ours": seen["ours"].figure(),
         "peer": peer,
         "bridge": bridge,
-        "ratio": speed(ours, peer),
-        "ratio_to_bridge": speed(ours, bridge),
-        "cpu_s": seen["ours"].cpu,
+        **beside("ours"),
+        "fused": {
+            name: {"figure": seen[name].figure(), **beside(name)}
+            for name in (FusedByNode.name, AllFused.name)
+            if name in seen
+        },
     }
 
 
 def show(document: dict[str, Any]) -> None:
     """The same for people."""
-    rows = [
-        (one["name"], one["unit"], one["bridge"], one["peer"], one["ours"], one["ratio"], one["ratio_to_bridge"])
-        for one in document["runs"]
-    ]
+    rows = []
+    for one in document["runs"]:
+        rows.append(
+            (one["name"], one["unit"], one["bridge"], one["peer"], one["ours"], one["ratio"], one["ratio_to_bridge"])
+        )
+        rows += [
+            (f"  {name}", one["unit"], None, None, fused["figure"], fused["ratio"], fused["ratio_to_bridge"])
+            for name, fused in one["fused"].items()
+        ]
     columns = ("workload", "unit", "bridge", "QEMU", "ours", "× QEMU", "× bridge")
     figures.show("proxy (ratios of speed: more is better)", columns, rows, document["findings"])
     services = sorted({name for one in document["runs"] for name in one["cpu_s"]})

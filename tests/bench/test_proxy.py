@@ -38,6 +38,17 @@ def test_qemu_stands_in_the_same_place():
     assert run["ratio"] == pytest.approx(run["peer"] / run["ours"], rel=1e-3)
 
 
+@pytest.mark.root
+def test_fused_services_stand_in_the_same_place():
+    (run,) = bench("--scale", "0.02", "--only", "ping", "--fused")["runs"]
+    assert {name: set(fused["cpu_s"]) for name, fused in run["fused"].items()} == {
+        "fused": {"comparer+mirror", "redirector+rewriter"},
+        "all fused": {"comparer+mirror+redirector+rewriter"},
+    }
+    for fused in run["fused"].values():
+        assert fused["ratio_to_bridge"] == pytest.approx(run["bridge"] / fused["figure"], rel=1e-3)
+
+
 def test_a_ratio_is_one_of_speed_whatever_the_unit():
     seen = {"ours": _Seen([2.0]), "peer": _Seen([8.0]), "bridge": _Seen([4.0])}
     assert _result(BY_NAME["ping"], seen)["ratio"] == 4.0
