@@ -33,11 +33,14 @@ HOT = [
     "lockstep.wire.checksum",
     "lockstep.wire.frame",
     "lockstep.wire.seqnum",
+    "lockstep.wire.tcp",
     "lockstep.wire.view",
     "services.comparer.lane",
     "services.comparer.side",
     "services.comparer.split",
     "services.mirror.syns",
+    "services.rewriter.connection",
+    "services.rewriter.lane",
 ]
 
 #: `-fno-strict-aliasing`: tables are seen as 32-bit and as 64-bit numbers.

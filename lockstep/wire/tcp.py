@@ -1,3 +1,4 @@
+# cython: boundscheck=False, wraparound=False, initializedcheck=False
 """TCP (RFC 9293): offsets from the start of its header, flags and options."""
 
 from __future__ import annotations
@@ -5,6 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lockstep.batch import Buffer
+
+try:
+    import cython
+except ImportError:  # needed to compile, not to run
+    from lockstep.wire import uncompiled as cython
 
 HEADER = 20
 SEQ = 4
@@ -31,6 +37,9 @@ TIMESTAMPS_LENGTH = 10
 #: NOP NOP TS: how nearly every stack lays out an established connection's options (RFC 7323 App. A).
 USUAL_TIMESTAMPS = b"\x01\x01\x08\x0a"
 
+_END_OF_OPTIONS, _NO_OPERATION, _SACK = END_OF_OPTIONS, NO_OPERATION, SACK
+_TIMESTAMPS, _TIMESTAMPS_LENGTH = TIMESTAMPS, TIMESTAMPS_LENGTH
+
 
 def find_options(buf: Buffer, start: int, end: int) -> tuple[int, int, int]:
     """Where timestamps and SACK blocks lie in the options `buf[start:end]`.
@@ -38,21 +47,33 @@ def find_options(buf: Buffer, start: int, end: int) -> tuple[int, int, int]:
     Returns `(timestamps, sack, blocks)`: offsets of the two options' kind bytes, 0 where missing,
     and the number of SACK blocks. Options behind a malformed one don't exist.
     """
+    if start >= end:
+        return 0, 0, 0
+    if end > len(buf):
+        raise IndexError(f"no options lie at {start} to {end} in a buffer of {len(buf)} bytes")
+    if cython.compiled:
+        return options_at(cython.address(buf[0]), start, end)
+    else:  # noqa: RET505  (a compiler leaves it out only like this)
+        return options_at(buf, start, end)
+
+
+def options_at(buf: Buffer, start: int, end: int) -> tuple[int, int, int]:
+    """The same, by pointer where this is compiled."""
     timestamps = sack = blocks = 0
     at = start
     while at < end:
         kind = buf[at]
-        if kind == NO_OPERATION:
+        if kind == _NO_OPERATION:
             at += 1
             continue
-        if kind == END_OF_OPTIONS or at + 1 >= end:
+        if kind == _END_OF_OPTIONS or at + 1 >= end:
             break
         length = buf[at + 1]
         if length < 2 or at + length > end:
             break
-        if kind == TIMESTAMPS and length == TIMESTAMPS_LENGTH and not timestamps:
+        if kind == _TIMESTAMPS and length == _TIMESTAMPS_LENGTH and not timestamps:
             timestamps = at
-        elif kind == SACK and (length - 2) % 8 == 0 and not sack:
+        elif kind == _SACK and (length - 2) % 8 == 0 and not sack:
             sack, blocks = at, (length - 2) >> 3
         at += length
     return timestamps, sack, blocks

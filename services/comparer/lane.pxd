@@ -1,6 +1,6 @@
 cimport cython
 from lockstep.flow.records cimport Records
-from lockstep.wire.bytes cimport equal
+from lockstep.wire.bytes cimport equal, number32
 from lockstep.wire.frame cimport Frame, dissect, dissect_at
 from services.comparer.side cimport Kept, Side
 
@@ -102,5 +102,4 @@ cdef class Lane:
     @cython.locals(highest=cython.longlong, at=cython.longlong, flags=cython.uint)
     cpdef sweep(self, double now, double idle)
 
-cdef unsigned int number32(const unsigned char* buf, long long at) noexcept
 cdef bint after(unsigned int a, unsigned int b) noexcept

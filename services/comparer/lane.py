@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from lockstep.batch import Batch, BatchBuilder, Buffer
 from lockstep.flow.records import FIELDS, FLAGS, MOST_TAGS, OWN, Records
 from lockstep.wire import frame, tcp
-from lockstep.wire.bytes import equal
+from lockstep.wire.bytes import equal, number32
 from lockstep.wire.frame import Frame, dissect, dissect_at
 from services.comparer.flow import Held
 from services.comparer.said import Said
@@ -677,11 +677,6 @@ class Lane:
                 continue
             if now - self.fields[at + _TOUCHED] > idle:
                 self._forget(self._swept)
-
-
-def number32(buf: Buffer, at: int) -> int:
-    """The 32-bit number at `buf[at]`, in network order."""
-    return (buf[at] << 24 | buf[at + 1] << 16 | buf[at + 2] << 8 | buf[at + 3]) & _MASK
 
 
 def after(a: int, b: int) -> bool:

@@ -1,3 +1,4 @@
+# cython: boundscheck=False, wraparound=False, initializedcheck=False
 """What the rewriter knows of one TCP connection, and how it moves the numbers of a segment.
 
 Two spaces: the *primary's*, in which the client lives, and the guest's own. `delta` leads from
@@ -12,16 +13,17 @@ primary's initial sequence number, and TSecr the primary's clock at its SYN.
 
 from __future__ import annotations
 
-import struct
-
 from lockstep.batch import Buffer
 from lockstep.wire import tcp
+from lockstep.wire.bytes import number16, number32, set16, set32
 from lockstep.wire.checksum import moved32
 from lockstep.wire.seqnum import MASK, add, diff
+from lockstep.wire.tcp import options_at
 
-_U32 = struct.Struct(">I")
-_U32_PAIR = struct.Struct(">II")
-_U16 = struct.Struct(">H")
+_SEQ, _ACK_NUMBER, _FLAGS, _CHECKSUM, _HEADER = tcp.SEQ, tcp.ACK_NUMBER, tcp.FLAGS, tcp.CHECKSUM, tcp.HEADER
+_FIN, _SYN, _RST, _ACK = tcp.FIN, tcp.SYN, tcp.RST, tcp.ACK
+_USUAL_TIMESTAMPS = int.from_bytes(tcp.USUAL_TIMESTAMPS)
+_MASK = MASK
 
 #: A client's first ack stands at most this far behind its SYN, or one in front of that if it is a keep-alive
 #: (RFC 1122 §4.2.3.6); anything else belongs to another connection.
@@ -87,24 +89,24 @@ class Connection:
 
     def guest_says(self, flags: int) -> None:
         """Note what a segment of the guest says about the end."""
-        if flags & tcp.FIN:
+        if flags & _FIN:
             self.ends |= _GUESTS_FIN
-        if flags & tcp.RST:
+        if flags & _RST:
             self.ends |= _RESET
         elif self.ends & _RESET:
             self.ends &= ~_RESET  # it goes on, so it has not taken the client's RST (RFC 5961 §3.2)
 
     def client_says(self, flags: int) -> None:
         """Note what a segment of the client says about the end."""
-        if flags & tcp.FIN:
+        if flags & _FIN:
             self.ends |= _CLIENTS_FIN
-        if flags & tcp.RST:
+        if flags & _RST:
             self.ends |= _RESET
 
     def guest_syn(self, buf: Buffer, l4: int, payload: int) -> None:
         """The guest opens or accepts. Old deltas stay in use until the client answers this SYN."""
-        seq, ack = _U32_PAIR.unpack_from(buf, l4 + tcp.SEQ)
-        accepts = bool(buf[l4 + tcp.FLAGS] & tcp.ACK)
+        seq, ack = number32(buf, l4 + _SEQ), number32(buf, l4 + _ACK_NUMBER)
+        accepts = bool(buf[l4 + _FLAGS] & _ACK)
         if (self.waiting or self.known) and seq == self.isn:
             if accepts:  # of the client's SYN that crossed this guest's own (RFC 9293 §3.5)
                 self.opened_by_guest, self.peer_next = False, ack
@@ -116,12 +118,12 @@ class Connection:
         self.peer_next = ack
         self.unanswered = 0
         timestamps, _, _ = options(buf, l4, payload)
-        self.tsval = _U32.unpack_from(buf, timestamps + 2)[0] if timestamps else None
+        self.tsval = number32(buf, timestamps + 2) if timestamps else None
 
     def goes_on(self, buf: Buffer, l4: int, size: int) -> None:
         """The guest says `size` bytes more before the client has answered its SYN."""
-        fin = bool(buf[l4 + tcp.FLAGS] & tcp.FIN)
-        end = diff(_U32.unpack_from(buf, l4 + tcp.SEQ)[0], self.isn) - 1 + size + fin
+        fin = bool(buf[l4 + _FLAGS] & _FIN)
+        end = diff(number32(buf, l4 + _SEQ), self.isn) - 1 + size + fin
         if self.unanswered < end < _FIRST_ACK_WINDOW:
             self.unanswered = end
 
@@ -139,11 +141,11 @@ class Connection:
         speaking: after a failover a client that has answered the primary's SYN meets this guest's
         with a challenge ACK, which names the primary's number as well.
         """
-        flags = buf[l4 + tcp.FLAGS]
-        syn = flags & tcp.SYN
-        if not flags & tcp.ACK or flags & tcp.RST or (self.opened_by_guest and not syn and not speaking):
+        flags = buf[l4 + _FLAGS]
+        syn = flags & _SYN
+        if not flags & _ACK or flags & _RST or (self.opened_by_guest and not syn and not speaking):
             return False
-        seq, ack = _U32_PAIR.unpack_from(buf, l4 + tcp.SEQ)
+        seq, ack = number32(buf, l4 + _SEQ), number32(buf, l4 + _ACK_NUMBER)
         if not self.opened_by_guest and not -1 <= diff(seq + bool(syn), self.peer_next) < _FIRST_ACK_WINDOW:
             return False
         copied = 0 < diff(ack, add(self.isn, 1)) <= self.unanswered
@@ -151,7 +153,7 @@ class Connection:
         timestamps, _, _ = options(buf, l4, payload)
         self.delta_ts = 0
         if not copied and timestamps and self.tsval is not None:
-            self.delta_ts = add(_U32.unpack_from(buf, timestamps + 6)[0], -self.tsval)
+            self.delta_ts = add(number32(buf, timestamps + 6), -self.tsval)
         self.known, self.waiting = True, False
         self.ends = 0
         self.client_ack = self.client_tsecr = None
@@ -159,15 +161,15 @@ class Connection:
 
     def refuses(self, flags: int) -> bool:
         """Whether a segment of the client with these flags refuses the guest's waiting SYN."""
-        return self.waiting and self.opened_by_guest and flags & (tcp.RST | tcp.ACK) == tcp.RST | tcp.ACK
+        return self.waiting and self.opened_by_guest and flags & (_RST | _ACK) == _RST | _ACK
 
     def refuse(self, buf: bytearray, l4: int, payload: int, partial: bool) -> None:
         """Make the client's RST, which answers the primary's SYN, answer the guest's: its number, and its clock."""
-        ack = _U32.unpack_from(buf, l4 + tcp.ACK_NUMBER)[0]
-        _move(buf, l4, l4 + tcp.ACK_NUMBER, self.isn + 1 - ack, partial)
+        ack = number32(buf, l4 + _ACK_NUMBER)
+        _move(buf, l4, l4 + _ACK_NUMBER, self.isn + 1 - ack, partial)
         timestamps, _, _ = options(buf, l4, payload)
         if timestamps and self.tsval is not None:
-            tsecr = _U32.unpack_from(buf, timestamps + 6)[0]
+            tsecr = number32(buf, timestamps + 6)
             _move(buf, l4, timestamps + 6, self.tsval - tsecr, partial)
 
     def quoted_seq(self, seq: int) -> int | None:
@@ -182,12 +184,12 @@ class Connection:
     def to_primary_space(self, buf: bytearray, l4: int, payload: int, partial: bool, speaking: bool) -> None:
         """Move a segment of the guest. `speaking`: after failover its clock must not step back (RFC 7323 §5)."""
         if self.delta:
-            _move(buf, l4, l4 + tcp.SEQ, self.delta, partial)
+            _move(buf, l4, l4 + _SEQ, self.delta, partial)
         timestamps, _, _ = options(buf, l4, payload)
         if not timestamps:
             return
         if speaking and self.client_tsecr is not None:
-            behind = diff(self.client_tsecr, add(_U32.unpack_from(buf, timestamps + 2)[0], self.delta_ts))
+            behind = diff(self.client_tsecr, add(number32(buf, timestamps + 2), self.delta_ts))
             if behind > 0:
                 self.delta_ts = add(self.delta_ts, behind)
         if self.delta_ts:
@@ -195,16 +197,16 @@ class Connection:
 
     def to_guest_space(self, buf: bytearray, l4: int, payload: int, partial: bool) -> None:
         """Move a segment of the client."""
-        if not buf[l4 + tcp.FLAGS] & tcp.ACK:
+        if not buf[l4 + _FLAGS] & _ACK:
             return
-        self.client_ack = _U32.unpack_from(buf, l4 + tcp.ACK_NUMBER)[0]
+        self.client_ack = number32(buf, l4 + _ACK_NUMBER)
         timestamps, sack, blocks = options(buf, l4, payload)
         if timestamps:
-            tsecr = _U32.unpack_from(buf, timestamps + 6)[0]
+            tsecr = number32(buf, timestamps + 6)
             if self.client_tsecr is None or diff(tsecr, self.client_tsecr) > 0:
                 self.client_tsecr = tsecr
         if self.delta:
-            _move(buf, l4, l4 + tcp.ACK_NUMBER, -self.delta, partial)
+            _move(buf, l4, l4 + _ACK_NUMBER, -self.delta, partial)
             for edge in range(2 * blocks):
                 _move(buf, l4, sack + 2 + 4 * edge, -self.delta, partial)
         if timestamps and self.delta_ts:
@@ -213,27 +215,27 @@ class Connection:
 
 def options(buf: Buffer, l4: int, payload: int) -> tuple[int, int, int]:
     """Offsets of the timestamps and the SACK option, and the number of SACK blocks (`tcp.find_options`)."""
-    start = l4 + tcp.HEADER
-    if payload - start == 12 and buf[start : start + 4] == tcp.USUAL_TIMESTAMPS:
+    start = l4 + _HEADER
+    if payload - start == 12 and number32(buf, start) == _USUAL_TIMESTAMPS:
         return start + 2, 0, 0
-    return tcp.find_options(buf, start, payload)
+    return options_at(buf, start, payload)
 
 
 def set_quoted_seq(buf: bytearray, quoted: int, field: int, connection: Connection) -> None:
     """Give an ICMP error's quotation (TCP header at `quoted`) the guest's own number; its checksum is at `field`."""
-    at = quoted + tcp.SEQ
-    old = _U32.unpack_from(buf, at)[0]
+    at = quoted + _SEQ
+    old = number32(buf, at)
     new = connection.quoted_seq(old)
     if new is not None and new != old:
-        _U32.pack_into(buf, at, new)
-        _U16.pack_into(buf, field, moved32(_U16.unpack_from(buf, field)[0], old, new))
+        set32(buf, at, new)
+        set16(buf, field, moved32(number16(buf, field), old, new))
 
 
 def _move(buf: bytearray, l4: int, at: int, delta: int, partial: bool) -> None:
     """Move the 32-bit number at `at`, and the checksum with it; a partial checksum does not cover it."""
-    old = _U32.unpack_from(buf, at)[0]
-    new = (old + delta) & MASK
-    _U32.pack_into(buf, at, new)
+    old = number32(buf, at)
+    new = (old + delta) & _MASK
+    set32(buf, at, new)
     if not partial:
-        field = _U16.unpack_from(buf, l4 + tcp.CHECKSUM)[0]
-        _U16.pack_into(buf, l4 + tcp.CHECKSUM, moved32(field, old, new, bool(at - l4 & 1)))
+        field = l4 + _CHECKSUM
+        set16(buf, field, moved32(number16(buf, field), old, new, bool(at - l4 & 1)))

@@ -24,6 +24,7 @@ from lockstep.wire import frame, icmp, tcp, vnet
 from lockstep.wire.frame import Frame, dissect
 from lockstep.withheld import Withheld
 from services.rewriter.connection import Connection, set_quoted_seq
+from services.rewriter.lane import Lane
 from services.rewriter.reset import reset, segment_of
 from services.rewriter.table import ConnectionTable
 
@@ -53,7 +54,11 @@ class Core:
         #: Unknown connections that are released unchecked, oldest first; known ones are marked.
         self._doomed: dict[bytes, None] = {}
         self._macs: dict[bytes, bytes] = {}
-        self._speaking = False
+        self._lane = Lane(self, self._table, self._doomed)
+        # Of the batch at work: where frames lie that make way for resets, these (where to, frame), and what is told.
+        self._dropped: list[tuple[int, int]] = []
+        self._resets: list[tuple[str, bytes]] = []
+        self._events: list[Event] = []
         self._heard_until = 0.0
         self._frame = Frame()
         self._withheld = Withheld()
@@ -93,7 +98,7 @@ class Core:
             self._table.become_copies()
             self._doomed.clear()
         outputs = [(FROM_GUEST, cut), *self._decided(now)]
-        self._withheld.active = cut.phase == "prepare" and not self._speaking
+        self._withheld.active = cut.phase == "prepare" and not self._lane.speaking
         return outputs
 
     def _decided(self, now: float) -> list[Output]:
@@ -108,15 +113,15 @@ class Core:
         """
         key = event.fields.get("key")
         if event.name == "unprotected" and isinstance(key, bytes):
-            if self._speaking and now > self._heard_until:
+            if self._lane.speaking and now > self._heard_until:
                 return []
             self._doom(key)
-            return self._reset_silent([key]) if self._speaking else []
+            return self._reset_silent([key]) if self._lane.speaking else []
         if event.name == "protected" and isinstance(key, bytes):
             self._spare(key)
             return []
-        if event.name == "failover" and event.fields.get("survivor") == "secondary" and not self._speaking:
-            self._speaking = True
+        if event.name == "failover" and event.fields.get("survivor") == "secondary" and not self._lane.speaking:
+            self._lane.speaking = True
             self._heard_until = now + EVENTS_UNDER_WAY
             return [*self._decided(now), *self._reset_silent(self._table.doomed_keys())]
         if event.name == "gap" and event.fields.get("stream") == INGRESS:
@@ -162,39 +167,41 @@ class Core:
         return [(FROM_GUEST, batch) for batch in _batches(frames)]
 
     def _rewritten(self, batch: Batch, now: float, *, from_guest: bool) -> list[Output]:
-        """The batch with its numbers moved; `resets` replace what a doomed connection says."""
-        f, size = self._frame, batch.vnet
+        """The batch with its numbers moved; resets replace what a doomed connection says."""
         data = bytearray(batch.data)
-        dropped: list[tuple[int, int]] = []
-        resets: list[tuple[str, bytes]] = []
-        events: list[Event] = []
-        end = 0
-        for length in batch.lengths:
-            start, end = end, end + length
-            kind = dissect(f, data, start + size, end)
-            if kind != frame.TCP:
-                self.counters["malformed"] += kind == frame.MALFORMED
-                if kind in (frame.ICMP, frame.ICMPV6) and not from_guest:
-                    self._move_quoted(data)
-                continue
-            key = flow_key(f, data) if from_guest else reversed_key(f, data)
-            syn = data[f.l4 + tcp.FLAGS] & tcp.SYN
-            if self._speaking and not syn and self._is_doomed(key):
-                resets += self._resets(f, data, self._table.get(key), from_guest)
-                dropped.append((start, end))
-                continue
-            partial = bool(size and data[start] & vnet.NEEDS_CSUM)
-            if from_guest:
-                self._from_guest(key, data, partial, bool(syn), now)
-            else:
-                events += self._to_guest(key, data, partial, now)
-        moved = Batch(data, batch.lengths, size)
+        self._lane.move(data, batch.lengths, batch.vnet, from_guest, now)
+        moved = Batch(data, batch.lengths, batch.vnet)
+        where = FROM_GUEST if from_guest else GUEST
+        if not (self._dropped or self._resets or self._events):
+            return [(where, moved)] if batch.lengths else []
+        dropped, resets, events = set(self._dropped), self._resets, self._events
+        self._dropped, self._resets, self._events = [], [], []
         if dropped:
-            gone = set(dropped)
-            moved = Batch.of([data[s:e] for s, e in moved.spans() if (s, e) not in gone], size)
-        outputs: list[Output] = [(FROM_GUEST if from_guest else GUEST, moved)] if len(moved) else []
-        outputs += [(where, Batch(raw, array("I", (len(raw),)))) for where, raw in resets]
+            moved = Batch.of([data[s:e] for s, e in moved.spans() if (s, e) not in dropped], batch.vnet)
+        outputs: list[Output] = [(where, moved)] if len(moved) else []
+        outputs += [(end, Batch(raw, array("I", (len(raw),)))) for end, raw in resets]
         return [*outputs, *events]
+
+    def careful(self, data: bytearray, start: int, end: int, size: int, from_guest: bool, now: float) -> None:
+        """Deal with a frame that is not for the lane; it begins at `start`, with its virtio-net header of `size`."""
+        f = self._frame
+        kind = dissect(f, data, start + size, end)
+        if kind != frame.TCP:
+            self.counters["malformed"] += kind == frame.MALFORMED
+            if kind in (frame.ICMP, frame.ICMPV6) and not from_guest:
+                self._move_quoted(data)
+            return
+        key = flow_key(f, data) if from_guest else reversed_key(f, data)
+        syn = data[f.l4 + tcp.FLAGS] & tcp.SYN
+        if self._lane.speaking and not syn and self._is_doomed(key):
+            self._reset(f, data, self._table.get(key), from_guest)
+            self._dropped.append((start, end))
+            return
+        partial = bool(size and data[start] & vnet.NEEDS_CSUM)
+        if from_guest:
+            self._from_guest(key, data, partial, bool(syn), now)
+        else:
+            self._to_guest(key, data, partial, now)
 
     def _from_guest(self, key: bytes, data: bytearray, partial: bool, syn: bool, now: float) -> None:
         f = self._frame
@@ -207,7 +214,7 @@ class Core:
                 macs = bytes(data[f.start : f.start + 12])
                 connection.macs = self._macs.setdefault(macs, macs) if len(self._macs) < MOST_PAIRS else macs
             connection.guest_syn(data, f.l4, f.payload)
-            if self._speaking:
+            if self._lane.speaking:
                 self._spare(key)
         else:
             found = self._table.get(key)
@@ -220,18 +227,18 @@ class Core:
         if connection.waiting and not flags & (tcp.SYN | tcp.RST):
             connection.goes_on(data, f.l4, f.payload_end - f.payload)
         if connection.known and not (syn and connection.waiting):
-            connection.to_primary_space(data, f.l4, f.payload, partial, self._speaking)
+            connection.to_primary_space(data, f.l4, f.payload, partial, self._lane.speaking)
 
-    def _to_guest(self, key: bytes, data: bytearray, partial: bool, now: float) -> list[Event]:
+    def _to_guest(self, key: bytes, data: bytearray, partial: bool, now: float) -> None:
         f = self._frame
         connection = self._table.get(key)
         if connection is None:
-            return []
+            return
         flags = data[f.l4 + tcp.FLAGS]
-        if connection.waiting and connection.client_answers(data, f.l4, f.payload, self._speaking):
+        if connection.waiting and connection.client_answers(data, f.l4, f.payload, self._lane.speaking):
             self.counters["learned"] += 1
             if not self._table.opened(key):
-                return []
+                return
         if connection.known:
             connection.touched = now
             connection.client_says(flags)
@@ -239,11 +246,10 @@ class Core:
             connection.refuse(data, f.l4, f.payload, partial)
         elif connection.known:
             connection.to_guest_space(data, f.l4, f.payload, partial)
-        if not flags & tcp.RST or connection.reset_told:
-            return []
-        # The guest will say no more: the comparer need not wait for it.
-        connection.reset_told = True
-        return [Event("reset_by_client", describe(key) | {"key": key})]
+        if flags & tcp.RST and not connection.reset_told:
+            # The guest will say no more: the comparer need not wait for it.
+            connection.reset_told = True
+            self._events.append(Event("reset_by_client", describe(key) | {"key": key}))
 
     def _move_quoted(self, data: bytearray) -> None:
         """An ICMP error to the guest quotes its segment in the primary's space (RFC 5927 §4 has the guest check it)."""
@@ -256,22 +262,18 @@ class Core:
         if connection is not None:
             set_quoted_seq(data, at, f.l4 + icmp.CHECKSUM, connection)
 
-    def _resets(
-        self, f: Frame, data: bytearray, connection: Connection | None, from_guest: bool
-    ) -> list[tuple[str, bytes]]:
+    def _reset(self, f: Frame, data: bytearray, connection: Connection | None, from_guest: bool) -> None:
         """Reset both ends of the connection of this segment; the client at the number it expects (RFC 5961 §3)."""
         seq, ack = struct.unpack_from(">II", data, f.l4 + tcp.SEQ)
         following = (seq + f.payload_end - f.payload) & 0xFFFFFFFF
         self.counters["resets"] += 1
         if not from_guest:
-            return [
-                (FROM_GUEST, reset(f, data, back=True, seq=ack, ack=following)),
-                (GUEST, reset(f, data, back=False, seq=seq, ack=0)),
-            ]
-        resets = [(GUEST, reset(f, data, back=True, seq=ack, ack=following))]
+            self._resets.append((FROM_GUEST, reset(f, data, back=True, seq=ack, ack=following)))
+            self._resets.append((GUEST, reset(f, data, back=False, seq=seq, ack=0)))
+            return
+        self._resets.append((GUEST, reset(f, data, back=True, seq=ack, ack=following)))
         if connection is not None and connection.client_ack is not None:
-            resets.append((FROM_GUEST, reset(f, data, back=False, seq=connection.client_ack, ack=ack)))
-        return resets
+            self._resets.append((FROM_GUEST, reset(f, data, back=False, seq=connection.client_ack, ack=ack)))
 
     def tick(self, now: float, heard: float | None = None) -> list[Output]:
         """Forget connections that are silent."""
@@ -305,7 +307,7 @@ class Core:
             "connections": len(self._table),
             "half_open": len(self._table.half_open),
             "doomed": len(self._doomed) + len(self._table.doomed_keys()),
-            "speaking": self._speaking,
+            "speaking": self._lane.speaking,
         }
 
 

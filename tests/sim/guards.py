@@ -118,8 +118,8 @@ GUARDS = (
     Guard("frames that a full link refused stay counted", _CORE, '            self.counters["released"] -= len(item)', "            pass", lambda s: s.stress),
     Guard("evicted frames are not counted", _TABLE, '        self._counters["dropped_evicted"] += dropped', "        pass"),
     # 5: rewriting
-    Guard("seq is not moved", _CONNECTION, "            _move(buf, l4, l4 + tcp.SEQ, self.delta, partial)", "            pass"),
-    Guard("ack is not moved", _CONNECTION, "            _move(buf, l4, l4 + tcp.ACK_NUMBER, -self.delta, partial)", "            pass"),
+    Guard("seq is not moved", _CONNECTION, "            _move(buf, l4, l4 + _SEQ, self.delta, partial)", "            pass"),
+    Guard("ack is not moved", _CONNECTION, "            _move(buf, l4, l4 + _ACK_NUMBER, -self.delta, partial)", "            pass"),
     Guard("TSval is not moved", _CONNECTION, "_move(buf, l4, timestamps + 2, self.delta_ts, partial)", "pass"),
     Guard("TSecr is not moved", _CONNECTION, "_move(buf, l4, timestamps + 6, -self.delta_ts, partial)", "pass"),
     Guard("SACK edges are not moved", _CONNECTION, "for edge in range(2 * blocks):", "for edge in range(0):"),
@@ -129,7 +129,7 @@ GUARDS = (
     Guard("the clock steps back at the failover", _CONNECTION, "if speaking and self.client_tsecr is not None:", "if False:", lambda s: s.failover is not None and s.detection < 0.001 and any(p.stamps for p in s.plans)),
     Guard("an error's quotation is not moved", _CONNECTION, "    if new is not None and new != old:", "    if False:", lambda s: s.complaints),
     Guard("a refusal does not reach the secondary", _CONNECTION, "        return self.waiting and self.opened_by_guest and flags", "        return False and flags", _shapes("guest_refused")),
-    Guard("a released connection is not reset at failover", _REWRITER, "if self._speaking and not syn and self._is_doomed(key):", "if False:", lambda s: s.failover is not None and s.on_divergence == "unprotect"),
+    Guard("a released connection is not reset at failover", _REWRITER, "if self._lane.speaking and not syn and self._is_doomed(key):", "if False:", lambda s: s.failover is not None and s.on_divergence == "unprotect"),
     # 6: epochs
     Guard("frames of another epoch are heard", _CORE, "        elif batch.epoch == self.epoch:", "        elif True:", _cut),
     Guard("what the old secondary said counts on", _TCP, "        self.said.clear()\n        self.acked = self.primary_acked\n", "        self.acked = self.primary_acked\n", _cut),
