@@ -144,6 +144,28 @@ def capture(
     (figures.dump if as_json else bench.show)(document)
 
 
+@app.command()
+def guest(
+    as_json: AsJson = False,
+    runs: Runs = 3,
+    mebibytes: Annotated[int, typer.Option(min=1, max=512, help="What is downloaded.")] = 24,
+) -> None:
+    """A real guest on vhost-user behind the four services, beside `-netdev tap` alone and QEMU's own filters.
+
+    In turns: a guest whose TAP is the client's own network card, with nothing between; a primary and a
+    secondary with filter-mirror, filter-redirector, filter-rewriter and colo-compare in their QEMUs; and
+    the two behind our services, on vhost-user. Guests are emulated (`-accel tcg`), of one processor, from
+    Debian's cloud kernel, which is downloaded once. Needs root, qemu-system-x86, curl, iproute2 and
+    iputils-ping. LOCKSTEP_VM_QEMU names another QEMU.
+    """
+    from bench import figures
+    from bench import guest as bench
+    from bench.comparer import tell
+
+    document = bench.measure(runs=runs, mebibytes=mebibytes, say=tell)
+    (figures.dump if as_json else bench.show)(document)
+
+
 def main() -> None:
     """Entry point."""
     try:

@@ -20,7 +20,8 @@ cdef extern from *:
 cdef unsigned long long _LAST_ADDRESS
 
 cdef class Region:
-    cdef object _map
+    cdef object _map, _source
+    cdef public object told
     cdef readonly unsigned long long guest, size, user
     cdef readonly unsigned char[::1] view
 

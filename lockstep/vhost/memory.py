@@ -25,9 +25,12 @@ class MemoryFault(Exception):
 
 
 class Region:
-    """A mapped region: `size` bytes at the guest's address `guest`, at the front-end's `user`."""
+    """A mapped region: `size` bytes at the guest's address `guest`, at the front-end's `user`.
 
-    __slots__ = ("_map", "guest", "size", "user", "view")
+    told: how often it was added. QEMU before 9.2 adds and removes it once for each queue pair.
+    """
+
+    __slots__ = ("_map", "_source", "guest", "size", "told", "user", "view")
 
     def __init__(self, where: RegionAddress, fd: int) -> None:
         end = where.offset + where.size
@@ -43,6 +46,8 @@ class Region:
             self._map = mmap.mmap(fd, ahead + where.size, offset=where.offset - ahead)
         except OSError as error:
             raise MemoryFault(f"a region of {where.size} bytes can't be mapped: {error.strerror}") from error
+        self.told = 1
+        self._source = _source(where, fd)
         self.guest = where.guest
         self.size = where.size
         self.user = where.user
@@ -59,10 +64,19 @@ class Region:
         """Whether this is that region."""
         return (self.guest, self.size, self.user) == (where.guest, where.size, where.user)
 
+    def is_of(self, where: RegionAddress, fd: int) -> bool:
+        """Whether this is that region, of that file."""
+        return self.is_at(where) and self._source == _source(where, fd)
+
     def close(self) -> None:
         """Unmap it, or let it go with the last ring that still lies in it."""
         self.view = None  # type: ignore[assignment]
         self._map = None  # type: ignore[assignment]
+
+
+def _source(where: RegionAddress, fd: int) -> tuple[int, int, int]:
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino, where.offset
 
 
 class Memory:
@@ -84,13 +98,20 @@ class Memory:
         self.drop_regions()
         try:
             for where, fd in zip(table, fds, strict=True):
-                self.add(where, fd)
+                self._add(where, fd)
         except MemoryFault:
             self.drop_regions()
             raise
 
     def add(self, where: RegionAddress, fd: int) -> None:
-        """Map one more region; raises MemoryFault. The descriptor stays the caller's."""
+        """Map one more region, or note that it was added again; raises MemoryFault. `fd` stays the caller's."""
+        known = next((region for region in self.regions if region.is_of(where, fd)), None)
+        if known is None:
+            self._add(where, fd)
+        else:
+            known.told += 1
+
+    def _add(self, where: RegionAddress, fd: int) -> None:
         if len(self.regions) == MEMORY_SLOTS:
             raise MemoryFault(f"more than {MEMORY_SLOTS} regions")
         region = Region(where, fd)
@@ -100,10 +121,13 @@ class Memory:
         self.regions.append(region)
 
     def remove(self, where: RegionAddress) -> None:
-        """Unmap a region; raises MemoryFault if there is none like it."""
+        """Unmap a region once it was removed as often as it was added; raises MemoryFault if there is none like it."""
         found = next((region for region in self.regions if region.is_at(where)), None)
         if found is None:
             raise MemoryFault(f"there is no region of {where.size} bytes at {where.guest:#x}")
+        found.told -= 1
+        if found.told:
+            return
         self.regions.remove(found)
         self._last = None
         found.close()

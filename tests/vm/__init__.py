@@ -1,1 +1,1 @@
-"""Real guests: QEMU, Debian's cloud kernel, busybox."""
+"""Tests on real guests; what runs them is `bench.vm`."""

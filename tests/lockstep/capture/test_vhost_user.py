@@ -455,6 +455,30 @@ def test_memory_may_come_and_go_while_rings_run(guest: Guest) -> None:
     front.close()
 
 
+def test_a_region_that_is_told_for_each_queue_pair_stays_until_the_last_takes_it_back(guest: Guest) -> None:
+    """As QEMU before 9.2 does. Another file at the same addresses is another region."""
+    front = guest.connect()
+    more = Arena(PAGE)
+    region = struct.pack("<QQQQ", GUEST_START + 0x10_0000_0000, PAGE, 0x1000, more.offset)
+    more.write(GUEST_START, bytes(12) + FRAME)
+    guest.transmit.describe(0, GUEST_START + 0x10_0000_0000, 72)
+    for _ in range(2):
+        assert front.ask(37, bytes(8) + region, (more.fd,), NEED_REPLY) == bytes(8)
+    assert front.ask(37, bytes(8) + region, (guest.arena.fd,), NEED_REPLY) == struct.pack("<Q", 1)
+    for _ in range(2):
+        guest.transmit.offer(0)
+        front.kick(1)
+        guest.turn()
+        assert front.ask(38, bytes(8) + region, (), NEED_REPLY) == bytes(8)
+    assert guest.items == [started(), bytes(12) + FRAME, bytes(12) + FRAME]
+    guest.transmit.offer(0)
+    front.kick(1)
+    guest.turn()
+    assert guest.port.counters["broken_rings"] == 1
+    more.close()
+    front.close()
+
+
 def test_a_message_may_come_in_pieces(guest: Guest) -> None:
     front = FrontEnd(guest.path, guest.turn)
     for byte in struct.pack("<III", 1, 1, 0):

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import select
+import shlex
 import socket
 import subprocess
 import time
@@ -14,17 +15,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vm.image import image
+from bench.program import BenchError
+from bench.vm.image import image
+from lockstep.children import die_with_parent
 
 PATIENCE = 60.0
 MAC = "52:54:00:12:34:56"
+#: How QEMU is called: another one than the machine's by this variable.
+QEMU = shlex.split(os.environ.get("LOCKSTEP_VM_QEMU", "qemu-system-x86_64"))
+
+
+class GuestError(BenchError):
+    """A guest that ended, is silent, or failed in what it was told to do."""
 
 
 class Guest:
-    """One virtual machine, with one processor, emulated.
+    """One virtual machine, emulated.
 
     folder: for its sockets. network: QEMU's arguments for the network. address: of its only card.
-    mebibytes: of the pattern that it serves. qemu: how QEMU is called.
+    mebibytes: of the pattern that it serves. prefix: in front of QEMU's command (`ip netns exec …`).
     """
 
     def __init__(
@@ -36,11 +45,10 @@ class Guest:
         address: str = "10.77.0.2",
         mebibytes: int = 0,
         memory: int = 160,
+        processors: int = 1,
         more: Sequence[str] = (),
         incoming: bool = False,
-        qemu: Sequence[str] = ("qemu-system-x86_64",),
-        kernel: Path | None = None,
-        initrd: Path | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         made = image()
         self.name = name
@@ -48,27 +56,30 @@ class Guest:
         self._qmp_path = folder / f"{name}.qmp"
         self._qmp: Any = None
         words = f"console=ttyS0 quiet loglevel=0 panic=-1 ipv6.disable=1 guest.address={address} guest.mib={mebibytes}"
+        parent = os.getpid()
         self._log = open(folder / f"{name}.log", "wb")  # noqa: SIM115
         self.process = subprocess.Popen(
             [
-                *qemu, "-name", name, "-accel", "tcg", "-M", "pc", "-smp", "1", "-m", f"{memory}M",
+                *prefix, *QEMU, "-name", name, "-accel", "tcg", "-M", "pc", "-smp", str(processors), "-m", f"{memory}M",
                 "-object", f"memory-backend-memfd,id=mem,size={memory}M,share=on", "-machine", "memory-backend=mem",
                 "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio",
                 "-qmp", f"unix:{self._qmp_path},server=on,wait=off",
-                "-kernel", str(kernel or made.kernel), "-initrd", str(initrd or made.initrd), "-append", words,
+                "-kernel", str(made.kernel), "-initrd", str(made.initrd), "-append", words,
                 *network, *more, *(("-incoming", "defer") if incoming else ()),
             ],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
+            preexec_fn=lambda: die_with_parent(parent),
         )  # fmt: skip
 
     def ready(self) -> None:
-        """Wait until it has booted."""
+        """Wait until it has booted; raises GuestError."""
         self._until(r"@@ ready\s")
 
     def run(self, command: str) -> str:
-        """What a command prints that is run in the guest; raises AssertionError unless it succeeds."""
+        """What a command prints that is run in the guest; raises GuestError unless it succeeds."""
         said, code = self.status(command)
-        assert code == 0, f"{self.name}: {command}: {code}: {said}"
+        if code:
+            raise GuestError(f"{self.name}: {command}: {code}: {said}")
         return said
 
     def status(self, command: str) -> tuple[str, int]:
@@ -87,9 +98,11 @@ class Guest:
         assert self.process.stdout is not None
         end = time.monotonic() + PATIENCE
         while not (found := re.search(expression, self._said)):
-            assert self.process.poll() is None, f"{self.name} ended: {self.complaint()}"
+            if self.process.poll() is not None:
+                raise GuestError(f"{self.name} ended: {self.complaint()}")
             left = end - time.monotonic()
-            assert left > 0, f"{self.name} said only {self._said[-2000:]!r} {self.complaint()}"
+            if left <= 0:
+                raise GuestError(f"{self.name} said only {self._said[-2000:]!r} {self.complaint()}")
             if select.select([self.process.stdout], [], [], left)[0]:
                 self._said += os.read(self.process.stdout.fileno(), 65536).decode(errors="replace")
         before, self._said = self._said[: found.start()], self._said[found.end() :]
@@ -100,25 +113,30 @@ class Guest:
         return Path(self._log.name).read_text(errors="replace")[-2000:]
 
     def qmp(self, execute: str, **arguments: Any) -> Any:
-        """Carry out a command of QEMU's monitor."""
+        """Carry out a command of QEMU's monitor; raises GuestError."""
         if self._qmp is None:
-            made = socket.socket(socket.AF_UNIX)
-            made.settimeout(PATIENCE)
-            end = time.monotonic() + PATIENCE
-            while made.connect_ex(str(self._qmp_path)):
-                assert time.monotonic() < end
-                time.sleep(0.05)
-            self._qmp = made.makefile("rw")
-            made.close()
-            json.loads(self._qmp.readline())
+            self._qmp = self._monitor()
             self.qmp("qmp_capabilities")
         self._qmp.write(json.dumps({"execute": execute, "arguments": arguments}) + "\n")
         self._qmp.flush()
         while True:
             answer = json.loads(self._qmp.readline())
-            assert "error" not in answer, answer
+            if "error" in answer:
+                raise GuestError(f"{self.name}: {execute}: {answer['error']}")
             if "return" in answer:
                 return answer["return"]
+
+    def _monitor(self) -> Any:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.settimeout(PATIENCE)
+            end = time.monotonic() + PATIENCE
+            while made.connect_ex(str(self._qmp_path)):
+                if time.monotonic() > end:
+                    raise GuestError(f"{self.name} has no monitor: {self.complaint()}")
+                time.sleep(0.05)
+            lines = made.makefile("rw")
+        json.loads(lines.readline())
+        return lines
 
     def close(self) -> None:
         """End it at once."""
@@ -133,8 +151,8 @@ class Guest:
                 pipe.close()
 
 
-def vhost_user(path: Path, *, server: bool = False, queues: int = 1, options: str = "") -> list[str]:
-    """QEMU's arguments for a card on the `vhost-user` frontend.
+def vhost_user(path: Path, *, server: bool = False, queues: int = 1) -> list[str]:
+    """QEMU's arguments for a card on the `vhost-user` frontend. server: QEMU listens there, and we connect.
 
     Without interrupt vectors: an emulated guest that uses them with vhost-user crashes QEMU, which
     then calls for KVM's irqfd (seen in 7.2.22).
@@ -144,7 +162,7 @@ def vhost_user(path: Path, *, server: bool = False, queues: int = 1, options: st
     return [
         "-chardev", f"socket,id=vu,path={path},{how}",
         "-netdev", f"vhost-user,id=net0,chardev=vu,queues={queues}",
-        "-device", f"virtio-net-pci,netdev=net0,mac={MAC},romfile=,vectors=0{multi}{options}",
+        "-device", f"virtio-net-pci,netdev=net0,mac={MAC},romfile=,vectors=0{multi}",
     ]  # fmt: skip
 
 
@@ -152,5 +170,13 @@ def tap(device: str) -> list[str]:
     """QEMU's arguments for a card on a TAP device that exists."""
     return [
         "-netdev", f"tap,id=net0,ifname={device},script=no,downscript=no,vhost=off",
+        "-device", f"virtio-net-pci,netdev=net0,mac={MAC},romfile=",
+    ]  # fmt: skip
+
+
+def stream(path: Path) -> list[str]:
+    """QEMU's arguments for a card on a unix socket, in QEMU's framing."""
+    return [
+        "-netdev", f"stream,id=net0,server=off,addr.type=unix,addr.path={path}",
         "-device", f"virtio-net-pci,netdev=net0,mac={MAC},romfile=",
     ]  # fmt: skip

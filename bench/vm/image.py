@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from bench.program import BenchError
+
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 BUSYBOX_PACKAGE = "busybox-static"
 
@@ -79,7 +81,7 @@ class Image:
     initrd: Path
 
 
-class ImageError(Exception):
+class ImageError(BenchError):
     """The packages can't be had; the text says why."""
 
 

@@ -1,0 +1,102 @@
+"""A live migration between two back-ends of ours takes along what they wrote into the guest's memory."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from bench.vm.guest import PATIENCE, QEMU, Guest, vhost_user
+from lockstep.vhost.log import atomic
+from vm.backend import BackEnd, Traffic, payload
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.needs(QEMU[0], "apt-get", "dpkg-deb"),
+    pytest.mark.timeout(200),
+    pytest.mark.skipif(not atomic(), reason="plain Python offers no dirty log, and QEMU migrates nothing without one"),
+]
+
+#: Bytes of a guest's memory.
+MEMORY = 160 << 20
+#: A second migration, which goes wrong on purpose.
+FORGETFUL = [True] if os.environ.get("LOCKSTEP_VM_MIB") else []
+
+
+@pytest.mark.parametrize("forgetful", [False, *FORGETFUL], ids=lambda one: "forgetful" if one else "logged")
+def test_what_a_guest_received_while_it_migrated_is_there_afterwards(run_dir: Path, forgetful: bool) -> None:
+    """The target doesn't run at first, so its memory must be the source's to the last byte. QEMU copied every
+    page once before the late datagrams came: what the back-end wrote then and didn't log is stale there, as
+    the forgetful one shows.
+    """
+    here, there = BackEnd(run_dir / "a"), BackEnd(run_dir / "b")
+    with ExitStack() as stack:
+        for end in (here, there):
+            stack.callback(end.port.close)
+        traffic = Traffic(here, there, forgetful=forgetful)
+        stack.callback(traffic.end)
+        source = Guest(run_dir, vhost_user(run_dir / "a"), name="from")
+        stack.callback(source.close)
+        target = Guest(run_dir, vhost_user(run_dir / "b"), name="to", incoming=True, more=["-S"])
+        stack.callback(target.close)
+        source.ready()
+        traffic.flowing.set()
+        target.qmp("migrate-incoming", uri=f"unix:{run_dir}/migration")
+        migrate(source, target, f"unix:{run_dir}/migration", traffic)
+        assert here.events == ["guest_started", "guest_stopped"]
+        before, after = memory(source, run_dir), memory(target, run_dir)
+        late = received(before, traffic.first_late or 0)
+        assert len(late) > 30, f"too little came to show anything: {late}"
+        stale = [number for number, at in late.items() if after[at : at + 1024] != payload(number)]
+        if forgetful:
+            assert stale, "it would have been copied without a log as well"
+            return
+        assert stale == []
+        assert stale_pages(before, after) == []
+        target.qmp("cont")
+        target.run("true")
+        traffic.end()
+        assert there.events == ["guest_started"]
+
+
+def received(memory: bytes, first: int) -> dict[int, int]:
+    """Where whole datagrams lie, by number, from number `first` on."""
+    found = ((int(one[1]), one.start()) for one in re.finditer(rb"lockstep (\d{8}) ", memory))
+    return {number: at for number, at in found if number >= first and memory[at : at + 1024] == payload(number)}
+
+
+def memory(guest: Guest, folder: Path) -> bytes:
+    """All of a guest's memory; it stands still."""
+    path = folder / f"{guest.name}.memory"
+    guest.qmp("pmemsave", val=0, size=MEMORY, filename=str(path))
+    return path.read_bytes()
+
+
+def stale_pages(before: bytes, after: bytes) -> list[int]:
+    """Numbers of the pages that differ."""
+    assert len(before) == len(after) == MEMORY
+    return [at // 4096 for at in range(0, MEMORY, 4096) if before[at : at + 4096] != after[at : at + 4096]]
+
+
+def migrate(source: Guest, target: Guest, uri: str, traffic: Traffic) -> None:
+    """Move the guest, and let it run for some seconds after all of its memory was copied once: `traffic.late`."""
+    source.qmp("migrate-set-parameters", **{"max-bandwidth": 24 << 20, "downtime-limit": 1})
+    source.qmp("migrate", uri=uri)
+    copied = None
+    end = time.monotonic() + PATIENCE
+    while (state := source.qmp("query-migrate")).get("status") != "completed":
+        assert state.get("status") != "failed", (state, source.complaint(), target.complaint())
+        assert time.monotonic() < end, state
+        if copied is None and state.get("ram", {}).get("dirty-sync-count", 0) >= 2:
+            copied = time.monotonic()
+            traffic.late.set()
+        if copied is not None and time.monotonic() > copied + 3:
+            source.qmp("migrate-set-parameters", **{"downtime-limit": 2000})
+        time.sleep(0.1)
+    while target.qmp("query-status")["status"] == "inmigrate":
+        assert time.monotonic() < end
+        time.sleep(0.1)
