@@ -4,6 +4,9 @@ A hot module is an ordinary `.py` file with a `.pxd` beside it, which gives its 
 source runs uncompiled: `LOCKSTEP_COMPILE=0` skips compiling, `LOCKSTEP_COMPILE=1` makes a missing
 compiler an error; otherwise they are compiled where a C compiler and Python's headers are found, and a
 compile that fails ends the installation.
+
+`LOCKSTEP_SANITIZE=1` builds them with AddressSanitizer and UndefinedBehaviorSanitizer, for `tox -e sanitize`:
+such modules load into a Python that runs with `LD_PRELOAD=libasan.so` alone.
 """
 
 import os
@@ -48,6 +51,8 @@ SHARED = "lockstep._cython"
 
 #: `-fno-strict-aliasing`: tables are seen as 32-bit and as 64-bit numbers.
 CFLAGS = ["-O3", "-fno-strict-aliasing", "-g0"]
+SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+SANITIZED = os.environ.get("LOCKSTEP_SANITIZE") == "1"
 
 
 def missing() -> str | None:
@@ -75,10 +80,13 @@ def extensions() -> list[Extension]:
         return []
     from Cython.Build import cythonize
 
-    modules = [Extension(name, [name.replace(".", "/") + ".py"], extra_compile_args=CFLAGS) for name in HOT]
-    shared = Extension(SHARED, [SHARED.replace(".", "/") + ".c"], extra_compile_args=CFLAGS)
+    flags = [*CFLAGS, *(SANITIZERS if SANITIZED else [])]
+    sources = {name: name.replace(".", "/") + ".py" for name in HOT} | {SHARED: SHARED.replace(".", "/") + ".c"}
+    modules = [
+        Extension(name, [source], extra_compile_args=flags, extra_link_args=flags) for name, source in sources.items()
+    ]
     return cythonize(  # type: ignore[no-any-return]
-        [*modules, shared],
+        modules,
         shared_utility_qualified_name=SHARED,
         build_dir="build/c",
         nthreads=os.cpu_count() or 1,
@@ -87,4 +95,11 @@ def extensions() -> list[Extension]:
     )
 
 
-setup(ext_modules=extensions(), options={"build_ext": {"parallel": os.cpu_count() or 1}})
+# Objects of the two kinds may not be mixed, so each has its folder.
+setup(
+    ext_modules=extensions(),
+    options={
+        "build": {"build_base": "build/sanitized" if SANITIZED else "build"},
+        "build_ext": {"parallel": os.cpu_count() or 1},
+    },
+)

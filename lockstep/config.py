@@ -46,7 +46,9 @@ ENV_RESERVED = frozenset(
         "LOCKSTEP_BUILD",
         "LOCKSTEP_FLOOD",
         "LOCKSTEP_FUZZ",
+        "LOCKSTEP_SANITIZE",
         "LOCKSTEP_VM_MIB",
+        "LOCKSTEP_VM_QEMU",
     }
 )
 

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -151,13 +152,27 @@ class Guest:
                 pipe.close()
 
 
+@cache
+def version() -> tuple[int, int]:
+    """Major and minor version of QEMU; raises GuestError."""
+    try:
+        said = subprocess.run([*QEMU, "--version"], capture_output=True, text=True, timeout=PATIENCE).stdout
+    except FileNotFoundError as error:
+        raise GuestError(f"{QEMU[0]} is not installed (Debian: apt-get install qemu-system-x86)") from error
+    found = re.search(r"version (\d+)\.(\d+)", said)
+    if found is None:
+        raise GuestError(f"{QEMU[0]} is no QEMU: {said}")
+    return int(found[1]), int(found[2])
+
+
 def vhost_user(path: Path, *, server: bool = False, queues: int = 1) -> list[str]:
     """QEMU's arguments for a card on the `vhost-user` frontend. server: QEMU listens there, and we connect.
 
     Without interrupt vectors: an emulated guest that uses them with vhost-user crashes QEMU, which
     then calls for KVM's irqfd (seen in 7.2.22).
     """
-    how = "server=on,wait=off" if server else "reconnect=1"
+    again = "reconnect-ms=1000" if version() >= (9, 2) else "reconnect=1"
+    how = "server=on,wait=off" if server else again
     multi = ",mq=on" if queues > 1 else ""
     return [
         "-chardev", f"socket,id=vu,path={path},{how}",

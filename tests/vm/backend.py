@@ -13,7 +13,10 @@ from lockstep.capture.vhost_user import VhostUserPort
 from lockstep.qemu.address import Address
 from lockstep.streams import Event
 
-TAG = b"lockstep %08d "
+#: A datagram is this many blocks of so many bytes, each unlike every other. That is some of the guest's buffers:
+#: of the first its kernel writes to the end, into the others nobody but we.
+BLOCKS, BLOCK = 32, 256
+_TAG = b"lockstep %08d %02d "
 
 
 class BackEnd:
@@ -79,14 +82,15 @@ class Traffic(threading.Thread):
             raise self.error
 
 
-def payload(number: int) -> bytes:
-    """1024 bytes that no other datagram has."""
-    return (TAG % number + block())[:1024]
+def tagged(number: int, n: int) -> bytes:
+    """Block `n` of datagram `number`."""
+    return (_TAG % (number, n) + block())[:BLOCK]
 
 
 def datagram(number: int, source: int = 1) -> bytes:
     """A UDP datagram from 10.77.0.`source` to the guest's port 9, where nobody listens, without a checksum."""
-    udp = struct.pack(">HHHH", 9999, 9, 8 + 1024, 0) + payload(number)
+    payload = b"".join(tagged(number, n) for n in range(BLOCKS))
+    udp = struct.pack(">HHHH", 9999, 9, 8 + len(payload), 0) + payload
     header = bytearray(struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0x4000, 64, 17, 0))
     header += bytes([10, 77, 0, source, 10, 77, 0, 2])
     header[10:12] = struct.pack(">H", ~(sum(struct.unpack(">10H", header)) % 0xFFFF) & 0xFFFF)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from fuzzing import fuzz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packets import CLIENT, CLIENT_MAC, GUEST, GUEST_MAC, from_client, inet_sum, pseudo, segment, udp
@@ -18,7 +19,7 @@ from packets import CLIENT, CLIENT_MAC, GUEST, GUEST_MAC, from_client, inet_sum,
 from lockstep.batch import MAX_BATCH, MAX_FRAME, Batch
 from lockstep.capture import packet
 from lockstep.capture.base import PortError, PortPermissionError
-from lockstep.capture.mmsg import Receiving, Sending
+from lockstep.capture.mmsg import MSG_TRUNC, Receiving, Sending
 from lockstep.capture.packet import PacketPort, with_tag
 from lockstep.wire.vnet import convert
 
@@ -257,6 +258,42 @@ def test_any_frame_is_sent_or_dropped_and_counted(port: PacketPort) -> None:
     write()
     assert port.counters["frames_out"] + port.counters["dropped_out"] == given_frames
     assert port.counters["dropped_out"] > 0
+
+
+TOLD = st.tuples(
+    st.sampled_from([0, 1, 1 << 3, 1 << 4, 1 << 4 | 1 << 6]) | st.integers(0, 2**32 - 1), st.integers(0, 65535)
+)
+VIRTIO = st.binary(min_size=10, max_size=10) | st.builds(
+    struct.Struct("<BBHHHH").pack,
+    st.integers(0, 3), st.sampled_from([0, 1, 3, 4, 5, 0x81]), *[st.integers(0, 100) | st.integers(0, 65535)] * 4,
+)  # fmt: skip
+CARRIED = st.binary(max_size=80) | st.sampled_from(
+    [udp(bytes(300)), segment(1, 2, bytes(300)), segment(1, 2, bytes(9), vlan=(5,)), bytes(MAX_FRAME)]
+)
+
+
+@root
+@fuzz(300)
+@given(st.lists(st.tuples(TOLD, VIRTIO, CARRIED, st.booleans()), min_size=1, max_size=8))
+def test_whatever_the_kernel_hands_over_gives_frames_or_is_counted(
+    port: PacketPort, slots: list[tuple[tuple[int, int], bytes, bytes, bool]]
+) -> None:
+    """Status, VLAN tag, virtio-net header, frame and MSG_TRUNC of each slot are made up."""
+    kept = 0
+    for n, ((status, tag), header, frame, cut) in enumerate(slots):
+        data = header + frame
+        port._in.data[n * packet.SLOT : n * packet.SLOT + len(data)] = data
+        port._in._lengths[n], port._in._flags[n] = len(data), MSG_TRUNC if cut else 0
+        packet._AUXDATA.pack_into(port._in.about, n * packet._AUXDATA.size, status, 0, 0, 0, 0, tag, tag)
+        too_long = status & 1 << 4 and len(frame) + 4 > MAX_FRAME
+        kept += header[1] != 5 and len(frame) >= 14 and not cut and not too_long
+    before = port.counters["dropped_in"]
+    frames = port._taken(len(slots))
+    assert all(packet.VNET + 14 <= len(frame) <= packet.VNET + MAX_FRAME for frame in frames)
+    datagrams = sum(header[1] == 5 for _, header, _, _ in slots)
+    assert len(frames) >= kept
+    if not datagrams:
+        assert len(frames) == kept == len(slots) - (port.counters["dropped_in"] - before)
 
 
 @root

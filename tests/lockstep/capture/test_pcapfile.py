@@ -15,6 +15,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -516,21 +517,25 @@ def survives(read: Read, data: bytes) -> None:
         read(data)
 
 
+@fuzz(100)
 @given(data=st.binary(max_size=400))
 def test_any_bytes(read: Read, data: bytes) -> None:
     survives(read, data)
 
 
+@fuzz(100)
 @given(start=st.sampled_from([*pcapfile._PCAP, pcap_header(), section(), PREFIX, b"\x1f\x8b\x08"]), rest=st.binary())
 def test_any_bytes_after_a_right_start(read: Read, start: bytes, rest: bytes) -> None:
     survives(read, start + rest)
 
 
+@fuzz(100)
 @given(data=st.sampled_from(VALID), edits=st.lists(EDIT, min_size=1, max_size=5))
 def test_mutated_files(read: Read, data: bytes, edits: list[tuple[float, str, bytes]]) -> None:
     survives(read, edited(data, edits))
 
 
+@fuzz(100)
 @given(data=st.sampled_from(VALID), edits=st.lists(EDIT, min_size=1, max_size=3))
 def test_mutated_gzip(read: Read, data: bytes, edits: list[tuple[float, str, bytes]]) -> None:
     survives(read, edited(gzip.compress(data), edits))

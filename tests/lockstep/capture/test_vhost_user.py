@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from fuzzing import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 from packets import CLIENT_MAC, GUEST_MAC, SYN, from_client
 from vhost_frontend import (
@@ -237,8 +239,6 @@ def test_a_front_end_that_goes_takes_its_guest_along(guest: Guest, open_files: C
 
 
 def test_as_a_client_it_connects_once_somebody_listens(run_dir: Path) -> None:
-    import socket
-
     path = run_dir / "late"
     port = VhostUserPort("mirror.guest", Address.parse(f"unix://{path}"), False)
     with socket.socket(socket.AF_UNIX) as server:
@@ -511,10 +511,7 @@ MESSAGES = st.tuples(
 )  # fmt: skip
 
 
-@settings(
-    max_examples=int(os.environ.get("LOCKSTEP_FUZZ", "100")),
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@fuzz(100)
 @given(st.lists(MESSAGES, max_size=12), st.booleans())
 def test_no_messages_whatever_they_are_bring_the_port_down(
     guest: Guest, messages: list[tuple[int, bytes, int, int]], whole: bool
@@ -531,4 +528,29 @@ def test_no_messages_whatever_they_are_bring_the_port_down(
     guest.turn()
     assert guest.arena.untouched()
     assert guest.port.counters["waiting"] == 0
+    guest.items.clear()
+
+
+HEADS = st.builds(struct.Struct("<III").pack, st.integers(0, 41), st.sampled_from([1, 9]), st.integers(0, 300))
+
+
+@fuzz(100)
+@given(pieces=st.lists(st.tuples(HEADS | st.binary(min_size=1, max_size=80), st.integers(0, 9)), max_size=12))
+def test_no_bytes_however_they_are_cut_bring_the_port_down(
+    guest: Guest, pieces: list[tuple[bytes, int]], open_files: Callable[[], int]
+) -> None:
+    """Descriptors come along with any of them, more than any message may have as well."""
+    before = open_files()
+    front = FrontEnd(guest.path, guest.turn)
+    try:
+        for data, fds in pieces:
+            socket.send_fds(front.socket, [data], [guest.arena.fd] * fds)
+            guest.turn()
+    except (BrokenPipeError, ConnectionResetError):
+        assert front.ended()
+    finally:
+        front.close()
+    guest.turn()
+    assert guest.arena.untouched()
+    assert open_files() == before, "descriptors leak"
     guest.items.clear()

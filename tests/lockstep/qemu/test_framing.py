@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given, settings
+from fuzzing import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 from packets import segment, udp
 
@@ -80,7 +81,7 @@ def test_after_a_reset_a_new_stream_begins() -> None:
     assert fed(deframer, wire([(0, b"new")], False)) == [(0, b"new")]
 
 
-@settings(max_examples=2000)
+@fuzz(2000)
 @given(
     st.booleans(),
     st.lists(st.binary(max_size=60) | st.integers(0, 70).map(lambda n: struct.pack(">I", n)), max_size=20),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import struct
 from array import array
 from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import example, given, settings
+from fuzzing import fuzz
+from hypothesis import example, given
 from hypothesis import strategies as st
 from vhost_frontend import (
     GUEST_START,
@@ -325,10 +325,9 @@ DESCRIPTORS = st.tuples(
     st.integers(0, 7),
     st.one_of(st.integers(0, RING_SIZE), st.integers(0, 0xFFFF)),
 )
-EXECUTIONS = int(os.environ.get("LOCKSTEP_FUZZ", "200"))
 
 
-@settings(max_examples=EXECUTIONS)
+@fuzz(200)
 @given(
     st.lists(DESCRIPTORS, min_size=1, max_size=RING_SIZE),
     st.lists(st.integers(0, RING_SIZE), max_size=RING_SIZE),
