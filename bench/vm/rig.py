@@ -73,6 +73,7 @@ class Rig:
         self.client, self.host = (f"lsvm{os.getpid()}{side}{number}" for side in "ch")
         self.guests: dict[int, Guest] = {}
         self._stack = contextlib.ExitStack()
+        self._pinging: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -130,11 +131,16 @@ class Rig:
         return digest.hexdigest(), size
 
     def ping(self, count: int, interval: float = 0.2) -> Iterator[str]:
-        """ping's lines."""
+        """ping's lines, until `count` were sent or somebody calls `stop_ping`."""
         command = self.client_command("ping", "-n", "-c", str(count), "-i", str(interval), "-W", "1", SERVER)
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as ping:
-            assert ping.stdout is not None
-            yield from ping.stdout
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as self._pinging:
+            assert self._pinging.stdout is not None
+            yield from self._pinging.stdout
+
+    def stop_ping(self) -> None:
+        """End the ping that runs."""
+        assert self._pinging is not None
+        self._pinging.terminate()
 
     def answered(self) -> None:
         """Wait until a ping comes back; raises BenchError."""
