@@ -45,7 +45,7 @@ class Accounts(State):
         if status["flows"] > limits.max_flows or status["half_open"] > limits.max_half_open:
             raise Violation(9, f"{status['flows']} flows, {status['half_open']} half open, and more than is allowed")
         # A flow takes the secondary's frame that passes the limit, and then diverges.
-        slack = self.longest * sum(report["reason"] == "limit" for _, report in self.divergences)
+        slack = self.longest * sum(reason == "limit" for reason in self.diverged.values())
         # The lane has as many of its own, and takes a batch while it has not passed them.
         most = 2 * limits.max_bytes + self.largest + slack
         if status["kept_bytes"] > most:

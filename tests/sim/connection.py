@@ -48,7 +48,7 @@ class Connection:
         self.multipath = plan.multipath if plan else False
         self.scaling = host.habits.other_options != "scale"
         self.ecn = plan.ecn if plan else False
-        self.urgent = plan.urgent if plan and not host.is_client else None
+        self.urgent = plan.urgent + host.habits.other_urgent if plan and plan.urgent and not host.is_client else None
         self.duplicate: tuple[int, int] | None = None
         self.clock = host.chance.getrandbits(32)
         if host.chance.random() < 0.3:

@@ -36,6 +36,16 @@ def _in_the_lane(s: Scenario) -> object:
     return s.calm[0] <= 2
 
 
+def _prepare_lost(s: Scenario) -> object:
+    """The comparer is started anew in the middle of a cut, after which the guest goes on early."""
+    restarts = [when for when, who, _ in s.crashes if who == "comparer"]
+    return s.eager and any(at < when < at + size for at, committed, size in s.cuts for when in restarts if committed)
+
+
+def _crossing(s: Scenario) -> object:
+    return s.ways["secondary", "in"].loss > 0.02 and _shapes("both", "both_open")(s)
+
+
 def _of_one_byte(s: Scenario) -> object:
     return s.calm[0] <= 2 and s.one_sided and any(p.down and not any(p.guest_bytes) for p in s.plans)
 
@@ -56,6 +66,7 @@ _EASE = "services/comparer/ease.py"
 _WINDOW = "services/comparer/window.py"
 _DATAGRAM = "services/comparer/datagram.py"
 _REWRITER = "services/rewriter/core.py"
+_MOVER = "services/rewriter/lane.py"
 _CONNECTION = "services/rewriter/connection.py"
 _REDIRECTOR = "services/redirector/core.py"
 _MIRROR = "services/mirror/core.py"
@@ -85,7 +96,7 @@ GUARDS = (
         "bytes(data[f.start + 6 : f.start + 12]) in self._voices:", "True:"),
     Guard("half of a fragmented datagram leaves", _CORE, "        if whole is None:\n            return\n        f = self._frame",
            "        if whole is None:\n            self._append(self._primary_fragments.clear())\n            return\n        f = self._frame"),
-    Guard("after a difference the flow goes on", _CORE, "if flow.held or flow.state == DIVERGED:", "if flow.held:", lambda s: s.secondary.fickle),
+    Guard("after a difference the flow goes on", _CORE, "if flow.held or flow.state == DIVERGED:", "if flow.held:", lambda s: s.secondary.fickle and s.on_divergence != "unprotect" and s.ways["secondary", "in"].loss >= 0.05),
     Guard("a flow is unprotected in silence", _CORE, 'self._events.append(Event("unprotected", describe(flow.key) | {"key": flow.key, "reason": reason}))', "pass"),
     Guard("a new connection stays unprotected", _CORE, "flow.state = PROTECTED  # a new connection", "pass"),
     Guard("a lost secondary is never found again", _CORE, "        self._alone = False\n        self.counters", "        self.counters"),
@@ -96,15 +107,14 @@ GUARDS = (
     Guard("the ack of data is not checked", _TCP, f"if flags & tcp.ACK and {_ACK_RULE}",
            f"if flags & tcp.ACK and end == payload and {_ACK_RULE}"),
     Guard("the ack of a FIN is not checked", _TCP, f"if flags & tcp.ACK and {_ACK_RULE}",
-           f"if flags & tcp.ACK and not flags & tcp.FIN and {_ACK_RULE}", lambda s: s.on_divergence == "checkpoint"),
+           f"if flags & tcp.ACK and not flags & tcp.FIN and {_ACK_RULE}", _crossing),
     Guard("the ack of a RST is not checked", _TCP, f"if flags & tcp.ACK and {_ACK_RULE}",
            f"if flags & tcp.ACK and not flags & tcp.RST and {_ACK_RULE}"),
     Guard("acks are compared unsigned", _TCP, _ACK_RULE, "(self.acked is None or ack > self.acked):\n            return WAIT"),
-    Guard("the ack of a FIN is lowered", _EASE, "        if _is_ahead(flow, head):  # the client's", "        if False:  # the client's", lambda s: s.one_sided),
-    Guard("what stands in front of a FIN waits for its ack", _EASE, "            leaving, staying = _without_fin(head, f)", "            return None", lambda s: s.compare_timeout == FOREVER),
+    Guard("the ack of a FIN is lowered", _EASE, "        if _is_ahead(flow, head):  # the client's", "        if False:  # the client's", _crossing),
+    Guard("what stands in front of a FIN waits for its ack", _EASE, "            leaving, staying = _without_fin(head, f)", "            return None", lambda s: _crossing(s) and s.compare_timeout == FOREVER),
     Guard("a stuck RST leaves where the secondary has none", _EASE, "    if not flow.reset_matches(head.data, head.l4):\n        return None", "    pass", _shapes("guest_gives_up", "guest_aborts")),
     Guard("the ack of a stuck RST is not lowered", _EASE, "        return _lowered_reset(flow, head)", "        return head.data, b\"\"", _shapes("guest_gives_up")),
-    Guard("a RST overtakes data", _TCP, "            if held.payload_end > held.payload or flags & (tcp.SYN | tcp.FIN | tcp.URG):\n                return None", "            pass", _shapes("guest_aborts", "guest_gives_up")),
     Guard("an ack is lowered too little", _EASE, "    _ACK.pack_into(frame, at, flow.acked)", "    _ACK.pack_into(frame, at, (flow.acked + 1) & 0xFFFFFFFF)"),
     Guard("the checksum of a lowered ack stays", _EASE, "moved32(_CHECKSUM.unpack_from(frame, field)[0], ack, flow.acked)", "_CHECKSUM.unpack_from(frame, field)[0]"),
     Guard("the window is not lowered", _WINDOW, "return lowered if lowered < window else None", "return None"),
@@ -130,21 +140,27 @@ GUARDS = (
     Guard("an error's quotation is not moved", _CONNECTION, "    if new is not None and new != old:", "    if False:", lambda s: s.complaints),
     Guard("a refusal does not reach the secondary", _CONNECTION, "        return self.waiting and self.opened_by_guest and flags", "        return False and flags", _shapes("guest_refused")),
     Guard("a released connection is not reset at failover", _REWRITER, "if self._lane.speaking and not syn and self._is_doomed(key):", "if False:", lambda s: s.failover is not None and s.on_divergence == "unprotect"),
+    Guard("a connection that waits for its answer is ordinary", _MOVER, "            if connection.waiting or not connection.known", "            if not connection.known"),
+    Guard("a connection that is to be reset is ordinary", _MOVER, " or (speaking and connection.doomed):", ":", lambda s: s.failover is not None and s.on_divergence == "unprotect"),
+    Guard("answers to half-open connections are ordinary", _MOVER, "or self._half_open or (speaking", "or (speaking"),
+    Guard("SYNs and RSTs are ordinary", _MOVER, "found = None if flags & _SYN_OR_RST else self._open", "found = self._open"),
     # 6: epochs
     Guard("frames of another epoch are heard", _CORE, "        elif batch.epoch == self.epoch:", "        elif True:", _cut),
     Guard("what the old secondary said counts on", _TCP, "        self.said.clear()\n        self.acked = self.primary_acked\n", "        self.acked = self.primary_acked\n", _cut),
     Guard("what the old secondary acked counts on", _TCP, "        self.acked = self.primary_acked\n        self.fin = None", "        self.fin = None", _cut),
     Guard("the old secondary's SYN counts on", _TCP, "        self.probe = None\n        self.syn_said = ()", "        self.probe = None", _cut),
-    Guard("a commit lets out what is behind the cut", _CORE, "while flow.held and flow.held[0].number < before:", "while flow.held:", _cut),
+    Guard("a commit lets out what is behind the cut", _CORE, "while flow.held and flow.held[0].number < before:", "while flow.held:", _prepare_lost),
     Guard("a commit lets nothing out", _CORE, "while flow.held and flow.held[0].number < before:", "while False:", _cut),
     Guard("an abort counts as a commit", _CORE, '        elif cut.phase == "commit":', '        elif cut.phase in ("commit", "abort"):'),
-    Guard("offsets outlive a commit", _REWRITER, "                self._table.become_copies()", "                pass"),
+    Guard("offsets outlive a commit", _REWRITER, "            self._table.become_copies()", "            pass"),
+    Guard("what the primary says behind a prepared cut is judged at once", _CORE, "        if self._withheld.active:", "        if False:", lambda s: s.cuts and s.eager and s.one_sided),
+    Guard("what comes behind a prepared cut has the old numbers", _REWRITER, "                if not self._withheld.active:", "                if True:", lambda s: s.cuts and not s.crashes and not s.stress),
     # 7: one voice
     Guard("the uplink is heard before the failover", _REDIRECTOR, "            if not self._speaking:", "            if False:", lambda s: s.flooded),
     Guard("the ingress is heard after the failover", _REDIRECTOR, 'if self._speaking:\n            self.counters["ingress_ignored"]', 'if False:\n            self.counters["ingress_ignored"]', lambda s: s.failover is not None and s.detection < 0.001),
     Guard("the secondary speaks before the failover", _REDIRECTOR, 'if self._speaking:\n            self.counters["uplink_frames_out"]', 'if True:\n            self.counters["uplink_frames_out"]'),
     Guard("the guest's frames go to the network", _MIRROR, "return [(PRIMARY, item)]", "return [(PRIMARY, item), (NETWORK, item)]"),
-    Guard("the secondary gets no input", _MIRROR, "return [(GUEST, item), (INGRESS, item)]", "return [(GUEST, item)]"),
+    Guard("the secondary gets no input", _MIRROR, "return [(GUEST, admitted), (INGRESS, admitted)] if", "return [(GUEST, admitted)] if"),
     # 9: bounds
     Guard("bytes have no limit", _TABLE, "        return flow.kept() + more > self.config.max_flow_bytes or self.kept + more > self.config.max_bytes", "        return False", lambda s: "max_bytes" in s.comparer),
     Guard("flows have no limit", _TABLE, "        full = len(self.flows) + self._lane.count >= self.config.max_flows", "        full = False", lambda s: "max_flows" in s.comparer),
@@ -157,20 +173,19 @@ GUARDS = (
     Guard("the lane lowers no window", _LANE, "            if fields[at + _FLAGS] & _SCALED and not self._as_it_is(at, data, l4):", "            if False:", _in_the_lane),
     Guard("the lane takes a FIN", _LANE, "_ORDINARY = tcp.ACK | tcp.SYN | tcp.FIN | tcp.RST | tcp.URG", "_ORDINARY = tcp.ACK | tcp.SYN | tcp.RST | tcp.URG", _in_the_lane),
     Guard("the lane takes a RST", _LANE, "_ORDINARY = tcp.ACK | tcp.SYN | tcp.FIN | tcp.RST | tcp.URG", "_ORDINARY = tcp.ACK | tcp.SYN | tcp.FIN | tcp.URG", _shapes("guest_aborts", "guest_gives_up")),
-    Guard("the lane takes urgent data", _LANE, "_ORDINARY = tcp.ACK | tcp.SYN | tcp.FIN | tcp.RST | tcp.URG", "_ORDINARY = tcp.ACK | tcp.SYN | tcp.FIN | tcp.RST", lambda s: any(p.urgent for p in s.plans)),
+    Guard("the lane takes urgent data", _LANE, "_ORDINARY = tcp.ACK | tcp.SYN | tcp.FIN | tcp.RST | tcp.URG", "_ORDINARY = tcp.ACK | tcp.SYN | tcp.FIN | tcp.RST", lambda s: s.secondary.other_urgent),
     Guard("the primary's segments are in order for the lane", _LANE, "            if size and seq != fields[at + _P_SEQ]:", "            if False:", lambda s: _of_one_byte(s) and s.ways["primary", "out"].loss),
     Guard("the secondary's segments are in order for the lane", _LANE, "            if size and seq != fields[at + _S_SEQ]:", "            if False:", _of_one_byte),
     Guard("the sides may begin at two places in the lane", _LANE, "                if fields[at + _FLAGS] & _S_SEEN and seq != fields[at + _FRONT]:", "                if False:", lambda s: _of_one_byte(s) and any(who == "comparer" for _, who, _ in s.crashes)),
     Guard("what waits of a frame in the lane was said", _LANE, "            if fields[at + _P_USED] < size:\n                return", "            pass", _in_the_lane),
     Guard("what waits in the lane is never looked at", _LANE, "                budget -= self._promote_waiting(side, kept, head, budget)", "                pass", _in_the_lane),
-    Guard("what was acked before the cut counts on in the lane", _LANE, "            self.fields[at + _ACKED] = self.fields[at + _LEFT_ACK]\n", "", lambda s: s.cuts and s.calm[0] <= 2),
+    Guard("what was acked before the cut counts on in the lane", _LANE, "            self.fields[at + _ACKED] = self.fields[at + _LEFT_ACK]\n", "", lambda s: s.cuts and s.calm[0] <= 2 and s.ways["primary", "in"].loss > 0.02),
     Guard("a commit passes the lane by", _CORE, "        self._lane.promote_waiting(now)\n        leaving = []\n        for flow in self._table.flows.values():\n            while flow.held and flow.held[0].number < before:", "        leaving = []\n        for flow in self._table.flows.values():\n            while flow.held and flow.held[0].number < before:", lambda s: s.calm[0] <= 2 and any(committed and seconds < 0.02 for _, committed, seconds in s.cuts)),
-    Guard("what waits leaves with its batch", _SIDE, "            if self.marks[index] == _LEAVES:\n                self.marks[index] = _GONE", "            if self.marks[index] != _GONE:\n                self.marks[index] = _GONE", lambda s: s.calm[0] <= 2 and s.wake > 0.001),
+    Guard("what waits leaves with its batch", _SIDE, "            if self.marks[index] == _LEAVES:\n                self.marks[index] = _GONE", "            if self.marks[index] != _GONE:\n                self.marks[index] = _GONE", lambda s: s.wake > 0.006),
     Guard("a batch always leaves whole", _SIDE, "whole: bool = self.fresh == self.count", "whole: bool = self.fresh > 0", _in_the_lane),
-    Guard("what has left of a batch leaves again", _SIDE, "                self.marks[index] = _GONE\n                if run < 0:", "                if run < 0:", lambda s: s.calm[0] <= 2 and s.wake > 0.001),
-    Guard("batches of the lane leave in any order", _LANE, "            self._touched.sort(key=_order)", "            self._touched.reverse()", lambda s: s.calm[0] <= 2 and s.wake > 0.001),
+    Guard("what has left of a batch leaves again", _SIDE, "                self.marks[index] = _GONE\n                if run < 0:", "                if run < 0:", lambda s: s.wake > 0.006),
+    Guard("batches of the lane leave in any order", _LANE, "            self._touched.sort(key=_order)", "            self._touched.reverse()", lambda s: s.wake > 0.006),
     Guard("batches go in which frames wait", _SIDE, "        while self.done < count and not self.first_left(self.done):", "        while self.done < count:", _in_the_lane),
-    Guard("the lane keeps any number of bytes", _SIDE, "        return self.bytes <= most_bytes and len", "        return len", lambda s: s.comparer.get("max_bytes", 8_000) < 8_000 and s.calm[0] <= 2),
     # fragments
     Guard("pieces of two datagrams are one", _FRAGMENTS, "        key = bytes(data[at + ipv4.IDENT : at + ipv4.IDENT + 2]) + bytes", "        key = bytes", _forged),
     Guard("a datagram is whole before all of it is there", _FRAGMENTS, "        if partial.total is None or partial.size < partial.total:", "        if partial.total is None:", _forged),
@@ -182,6 +197,6 @@ GUARDS = (
     # 10: invariance, and the arithmetic under all of it
     Guard("sequence numbers do not wrap", "lockstep/wire/seqnum.py", "    return ((a - b + 0x80000000) & MASK) - 0x80000000", "    return a - b"),
     Guard("bytes of the last connection stay", _TCP, "        self.said.clear()\n        self.fin = self.reset_at = self.reset_left = None", "        self.fin = self.reset_at = self.reset_left = None", lambda s: len({(p.version, p.port) for p in s.plans}) < len(s.plans)),
-    Guard("nobody waits too long", _CORE, "            if self._due_at(flow.held[0]) <= heard:", "            if False:", lambda s: s.differs),
-    Guard("a stuck head is never eased", _CORE, "if isinstance(flow, TcpFlow) and flow.held[0].arrived + STALL <= now:", "if False:", lambda s: s.compare_timeout == FOREVER and s.one_sided),
+    Guard("nobody waits too long", _CORE, "            if self._due_at(flow.held[0]) <= heard:", "            if False:", lambda s: s.compare_timeout < FOREVER and s.on_divergence == "checkpoint" and any(who == "rewriter" for _, who, _ in s.crashes)),
+    Guard("a stuck head is never eased", _CORE, "if isinstance(flow, TcpFlow) and flow.held[0].arrived + STALL <= now:", "if False:", lambda s: s.compare_timeout == FOREVER and s.ways["secondary", "in"].loss > 0.02),
 )  # fmt: skip

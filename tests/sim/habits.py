@@ -46,6 +46,8 @@ class Habits:
     fickle: dict[int, int] = field(default_factory=dict)
     wrong_datagrams: frozenset[int] = frozenset()
     other_options: str = ""
+    #: How much further its urgent byte stands.
+    other_urgent: int = 0
     time_wait: float = 0.5
     #: Seconds between keep-alives, and whether they carry a byte (RFC 1122 §4.2.3.6).
     keepalive: float = 0.0

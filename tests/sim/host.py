@@ -103,7 +103,7 @@ class Host:
         self.ties = original.ties
         # What an application says is state as well: the copy has the original's wrong bytes.
         self.habits = copy.copy(self.habits)
-        for name in ("wrong", "wrong_datagrams", "other_options"):
+        for name in ("wrong", "wrong_datagrams", "other_options", "other_urgent"):
             setattr(self.habits, name, getattr(original.habits, name))
         self.connections = {key: connection.copy_for(self) for key, connection in original.connections.items()}
         self._out = []

@@ -99,7 +99,7 @@ class Scenario:
     def differs(self) -> bool:
         """The guests are not equal: divergences are expected."""
         return any(
-            habits.wrong or habits.wrong_datagrams or habits.other_options or habits.fickle
+            habits.wrong or habits.wrong_datagrams or habits.other_options or habits.fickle or habits.other_urgent
             for habits in (self.primary, self.secondary)
         )  # fmt: skip
 
@@ -229,6 +229,10 @@ def of(seed: int) -> Scenario:
         s.comparer["max_bytes"] = chance.randint(2_000, 8_000)
     if s.failover is None and maybe(0.05):
         _fickle(s, chance)
+    if maybe(0.06):
+        _crowd(s, chance)
+    if s.differs and any(plan.urgent for plan in s.plans):
+        s.secondary.other_urgent = chance.randint(0, 2)
     return s
 
 
@@ -350,6 +354,22 @@ def _differences(s: Scenario, chance: random.Random) -> None:
     habits.other_options = chance.choice(("scale", "mss")) if chance.random() < 0.15 else ""
     if habits is s.secondary and s.failover is None and chance.random() < 0.3:
         habits.fickle = {plan.number: chance.randrange(plan.down) for plan in s.plans if plan.down}
+
+
+def _crowd(s: Scenario, chance: random.Random) -> None:
+    """Many connections that speak at the same time, so that a batch has frames of several."""
+    s.calm, s.wake = (1, 8), chance.uniform(0.003, 0.01)
+    at = chance.uniform(0.1, 1.0)
+    for index in range(chance.randint(5, 9)):
+        shape = chance.choice(("upload", "download", "requests", "both"))
+        port, service = 45_000 + index, chance.choice(GUEST_PORTS)
+        s.plans.append(_plan(chance, 100 + 10 * index, shape, 4, port, service, at, 6000))
+    if chance.random() < 0.3:
+        # One byte over and over: nothing but its place tells one from another.
+        s.plans = [replace(plan, guest_bytes=bytes(plan.down)) for plan in s.plans]
+        s.ways["primary", "out"].loss = chance.uniform(0.02, 0.08)
+        s.crashes.append((at + chance.uniform(0.02, 0.4), "comparer", 0.0))
+        s.crashes.sort()
 
 
 def _fickle(s: Scenario, chance: random.Random) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from lockstep.batch import Batch
 from services.comparer.core import Core as Comparer
 from services.redirector.core import Core as Redirector
-from sim import cli, scenario
+from sim import cli, mutants, scenario
 from sim.checker import Violation
 from sim.conftest import USUAL
+from sim.guards import GUARDS, Guard
 from sim.world import World
 
 
@@ -31,6 +36,35 @@ def test_a_seed_is_one_trace(seed: int) -> None:
 
     assert digest(seed) == digest(seed)
     assert digest(seed) != digest(seed + 1)
+
+
+@pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.name)
+def test_a_guard_stands_where_it_is_taken_out(guard: Guard) -> None:
+    """Its text is there once, and what stands in its place is Python."""
+    assert mutants.stale(guard) is None
+
+
+def test_seeds_that_notice_a_missing_guard_are_recorded_for_guards_that_there_are() -> None:
+    names = [guard.name for guard in GUARDS]
+    assert len(set(names)) == len(names)
+    assert set(mutants.recorded()) <= set(names)
+
+
+def test_a_mutant_runs_from_its_changed_source_and_so_do_the_compiled_modules_around_it() -> None:
+    """Compiled, they are bound to each other: the changed one would stand beside them unused."""
+    guard = next(guard for guard in GUARDS if guard.file == "services/comparer/side.py")
+    script = (
+        "from sim import guards, mutants\n"
+        f"guard = next(g for g in guards.GUARDS if g.name == {guard.name!r})\n"
+        "import sys; sys.meta_path.insert(0, mutants.Source(guard))\n"
+        "import services.comparer.core, services.comparer.lane as lane, services.comparer.side as side\n"
+        "assert guard.new in side.__loader__.get_data(side.__file__).decode()\n"
+        "assert not lane.cython.compiled and not side.cython.compiled\n"
+        "assert lane.Side is side.Side\n"
+    )
+    folder = Path(mutants.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": f"{folder}:{folder.parent}"}, check=False)
+    assert done.returncode == 0
 
 
 def _complaints(seeds: range) -> set[int]:
