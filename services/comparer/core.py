@@ -847,14 +847,17 @@ class Core:
     def _outputs(self) -> list[Output]:
         """What the push at work has to send: released frames first."""
         self.counters["dropped_fragments"] = self._primary_fragments.given_up
+        batches = self._lane.leaving()
+        if self._ready or self._out:
+            batches = [*self._ready, *batches, *self._out.take()]
+            self._ready = []
         outputs: list[Output] = []
-        batches = [*self._ready, *self._lane.leaving(), *self._out.take()]
-        self._ready = []
         for batch in batches:
-            self.counters["released"] += len(batch)
+            self.counters["released"] += len(batch.lengths)
             outputs.append((RELEASED, batch))
-        outputs += self._events
-        self._events = []
+        if self._events:
+            outputs += self._events
+            self._events = []
         return outputs
 
 

@@ -26,6 +26,7 @@ cdef class Lane:
     cdef double _now
     cdef Side _primary, _secondary
     cdef list _touched
+    cdef object _builder
     cdef long long _swept, _brought_bytes, _most_bytes
     cdef dict _brought
 

@@ -120,6 +120,7 @@ class Lane:
         self._now = 0.0
         self._primary, self._secondary = Side(), Side()
         self._touched: list[Kept] = []
+        self._builder = BatchBuilder()
         #: What flows brought with them, by record, oldest first: (when, bytes by place).
         self._brought: dict[int, tuple[float, Said]] = {}
         self._brought_bytes = 0
@@ -381,12 +382,15 @@ class Lane:
         if len(self._touched) > 1:
             self._touched.sort(key=_order)
         batches: list[Batch] = []
-        builder = BatchBuilder()
+        builder = self._builder
         for kept in self._touched:
-            if not kept.gather(builder):
-                batches += [*builder.take(), kept.batch]
+            if kept.gather(builder):
+                continue
+            if builder:
+                batches += builder.take()
+            batches.append(kept.batch)
         self._touched.clear()
-        return batches + builder.take()
+        return batches + builder.take() if builder else batches
 
     # --- what is kept
 
@@ -422,10 +426,10 @@ class Lane:
     def next_deadline(self) -> float | None:
         """When `tick` has something to do."""
         primary, secondary = self._primary.oldest(), self._secondary.oldest()
-        moments = [] if primary is None else [primary + self._patience()]
-        if secondary is not None:
-            moments.append(secondary + SECONDARY_STALL)
-        return min(moments, default=None)
+        first: float | None = None if primary is None else primary + self._patience()
+        if secondary is not None and (first is None or secondary + SECONDARY_STALL < first):
+            first = secondary + SECONDARY_STALL
+        return first
 
     def kept(self) -> int:
         """Bytes of the batches in which frames wait, and of the histories that flows brought with them."""

@@ -1,4 +1,5 @@
 cimport cython
+from lockstep.wire.view cimport View
 
 cdef unsigned int _ENTRY, _RING_MASK, _MASK
 cdef unsigned int _E_BATCH, _E_INDEX, _E_START, _E_L4, _E_SIZE, _E_NEXT, _E_PREVIOUS, _E_RECORD
@@ -9,12 +10,13 @@ cdef class Kept:
     cdef public object batch
     cdef public double at
     cdef public long long number, first, count, left, fresh, low, low_start, high, first_entry, entries
-    cdef object _exports
+    cdef tuple _views
     cdef const unsigned char* data
     cdef const unsigned int* lengths
     cdef unsigned char* marks
 
-    cdef void _see(self, const unsigned char[::1] data, const unsigned int[::1] lengths, unsigned char[::1] marks) except *
+    @cython.locals(data=View, lengths=View, marks=View)
+    cpdef _see(self, batch)
     cpdef void leave(self, long long index, long long start) noexcept
     cpdef void gone(self, long long index) noexcept
     @cython.locals(index=cython.longlong, end=cython.longlong, start=cython.longlong, run=cython.longlong,
@@ -51,5 +53,5 @@ cdef class Side:
     cdef _drop(self, long long count)
     @cython.locals(kept=Kept)
     cpdef list waiting(self)
-    @cython.locals(kept=Kept)
+    @cython.locals(kept=Kept, index=cython.longlong)
     cpdef oldest(self)

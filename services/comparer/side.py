@@ -10,9 +10,9 @@ Batches and entries are numbered; numbers wrap at 32 bits. 0 is no entry.
 from __future__ import annotations
 
 import mmap
-from array import array
 
-from lockstep.batch import Batch, BatchBuilder, Buffer
+from lockstep.batch import Batch, BatchBuilder
+from lockstep.wire.view import View
 
 try:
     import cython
@@ -54,18 +54,13 @@ class Kept:
         self.count = len(batch.lengths)
         self.left = self.fresh = self.low = self.low_start = self.high = self.entries = 0
         self.first_entry = first_entry
-        marks = bytearray(self.count)
-        # Exports, so that nobody can resize what the pointers lead to.
-        self._exports = memoryview(batch.data), memoryview(batch.lengths), memoryview(marks)
-        self._see(batch.data, batch.lengths, marks)
+        self._see(batch)
 
-    def _see(self, data: Buffer, lengths: array[int], marks: bytearray) -> None:
-        if cython.compiled:
-            self.data = cython.address(data[0])
-            self.lengths = cython.address(lengths[0])
-            self.marks = cython.address(marks[0])
-        else:
-            self.data, self.lengths, self.marks = data, lengths, marks
+    def _see(self, batch: Batch) -> None:
+        # Views, so that nobody can resize what the pointers lead to.
+        data, lengths, marks = View(batch.data), View(batch.lengths), View(bytearray(self.count))
+        self._views = data, lengths, marks
+        self.data, self.lengths, self.marks = data.data, lengths.words, marks.data
 
     def leave(self, index: int, start: int) -> None:
         """Mark a frame, which begins at `start`, to leave."""
@@ -204,7 +199,8 @@ class Side:
 
     def oldest(self) -> float | None:
         """When the oldest batch came in which frames wait."""
-        for kept in self.batches[self.done :]:
+        for index in range(self.done, len(self.batches)):
+            kept = self.batches[index]
             if kept.left:
                 return kept.at
         return None

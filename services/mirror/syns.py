@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from lockstep.batch import Batch, Buffer
 from lockstep.wire import frame, tcp
-from lockstep.wire.frame import Frame, dissect
+from lockstep.wire.frame import Frame, dissect_at
+from lockstep.wire.view import View
 
 if TYPE_CHECKING:
     Numbers = array[int] | memoryview
@@ -24,11 +25,12 @@ _TCP, _FLAGS, _SYN, _ACK = frame.TCP, tcp.FLAGS, tcp.SYN, tcp.ACK
 
 def count(f: Frame, buf: Buffer, lengths: Numbers, vnet: int) -> int:
     """How many of the frames are SYNs that open a connection. lengths: of the frames, as 32-bit numbers."""
+    view, sizes = View(buf), View(lengths)
     found = end = 0
     for index in range(len(lengths)):
         start = end
-        end = start + lengths[index]
-        if _opens(f, buf, start + vnet, end):
+        end = start + sizes.words[index]
+        if _opens(f, view.data, start + vnet, end):
             found += 1
     return found
 
@@ -37,11 +39,12 @@ def keep(
     f: Frame, buf: Buffer, lengths: Numbers, vnet: int, allowed: int, into: bytearray | memoryview, kept: Numbers
 ) -> int:
     """Copy all frames but the SYNs behind the first `allowed`, and their lengths; returns how many those are."""
+    view = View(buf)
     frames = at = end = 0
     for index in range(len(lengths)):
         start = end
         end = start + lengths[index]
-        if _opens(f, buf, start + vnet, end):
+        if _opens(f, view.data, start + vnet, end):
             if not allowed:
                 continue
             allowed -= 1
@@ -53,7 +56,7 @@ def keep(
 
 
 def _opens(f: Frame, buf: Buffer, start: int, end: int) -> bool:
-    return dissect(f, buf, start, end) == _TCP and buf[f.l4 + _FLAGS] & (_SYN | _ACK) == _SYN
+    return dissect_at(f, buf, start, end) == _TCP and buf[f.l4 + _FLAGS] & (_SYN | _ACK) == _SYN
 
 
 class SynLimit:

@@ -65,6 +65,8 @@ class Core:
         self._key = os.urandom(KEY_BYTES) if config.redirector.secondary == "digest" else None
         #: (MAC, VLAN tags as they lie in the frame) → the addresses it speaks for.
         self._learned: dict[tuple[bytes, bytes], list[Address]] = {}
+        #: What was learned last: most batches say the same again.
+        self._noted = b"", b""
         self._configured = bool(config.guest.mac)
         if config.guest.mac:
             mac = bytes.fromhex(config.guest.mac.replace(":", ""))
@@ -123,22 +125,31 @@ class Core:
         kind = dissect(f, data, start, batch.lengths[0])
         if kind == frame.MALFORMED:
             return
-        source = bytes(data[start + 6 : start + 12])
-        speaker = source, bytes(data[start + 12 : f.l3 - 2])
-        if speaker not in self._learned:
+        at, size = 0, 0
+        if f.version == 4:
+            at, size = f.l3 + ipv4.SOURCE, 4
+        elif f.version == 6:
+            at, size = f.l3 + ipv6.SOURCE, 16
+        elif f.ethertype == ethernet.ARP and f.end - f.l3 >= arp.SIZE:
+            at, size = f.l3 + arp.SENDER_ADDRESS, 4
+        said = bytes(data[start + 6 : f.l3]), bytes(data[at : at + size])
+        if said != self._noted:
+            self._noted = said
+            self._note(*said)
+
+    def _note(self, link: bytes, address: bytes) -> None:
+        """Remember who speaks for an address. link: its MAC, tags and an ethertype; no address: none is told."""
+        source, tags = link[:6], link[6:-2]
+        if (source, tags) not in self._learned:
             if len(self._learned) == MOST_LEARNED or source[0] & 1:
                 return
-            self._learned[speaker] = []
-        address: Address | None = None
-        if f.version == 4:
-            address = ipaddress.IPv4Address(bytes(data[f.l3 + ipv4.SOURCE : f.l3 + ipv4.SOURCE + 4]))
-        elif f.version == 6:
-            address = ipaddress.IPv6Address(bytes(data[f.l3 + ipv6.SOURCE : f.l3 + ipv6.SOURCE + 16]))
-        elif f.ethertype == ethernet.ARP and f.end - f.l3 >= arp.SIZE:
-            address = ipaddress.IPv4Address(bytes(data[f.l3 + arp.SENDER_ADDRESS : f.l3 + arp.SENDER_ADDRESS + 4]))
-        known = self._learned[speaker]
-        if address is not None and not address.is_unspecified and address not in known and len(known) < MOST_LEARNED:
-            known.append(address)
+            self._learned[source, tags] = []
+        known = self._learned[source, tags]
+        if not any(address) or len(known) == MOST_LEARNED:
+            return
+        spoken_for = ipaddress.ip_address(address)
+        if spoken_for not in known:
+            known.append(spoken_for)
 
     def tick(self, now: float, heard: float | None = None) -> list[Output]:
         """Send the announcements that are due."""
