@@ -74,11 +74,13 @@ def proxy(
     fused: Annotated[
         bool, typer.Option("--fused", help="Ours as well with the services of each node, and with all, in one process.")
     ] = False,
+    pin_peer: Annotated[bool, typer.Option("--pin-peer", help="Each QEMU stays on one CPU, as ours do.")] = False,
 ) -> None:
     """The whole proxy, from network to network: download, redis SET with 1 and 32 clients, ping.
 
     Client and servers are network namespaces; between them stands in turn a plain bridge, QEMU's four
-    filters, and our four services, each a process of its own, on the same devices. Needs root,
+    filters, and our four services, each a process of its own, on the same devices. Each of ours stays
+    on one CPU (the setting `cpus`); QEMU's threads run where they like, but for `--pin-peer`. Needs root,
     iproute2, iputils-ping, redis-server and redis-tools. QEMU's filters stall for good at their first
     divergence, since nothing checkpoints here; that is bounded by a time-out, and said.
     """
@@ -90,7 +92,9 @@ def proxy(
     known = [workload.name for workload in WORKLOADS]
     if unknown := set(only or ()) - set(known):
         raise typer.BadParameter(f"no workload {', '.join(unknown)}; there are {', '.join(known)}")
-    document = bench.measure(tuple(only or ()), peer=_peer(peer), fused=fused, runs=runs, scale=scale, say=tell)
+    document = bench.measure(
+        tuple(only or ()), peer=_peer(peer), runs=runs, scale=scale, say=tell, fused=fused, pin_peer=pin_peer
+    )
     (figures.dump if as_json else bench.show)(document)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,10 @@ class Bridge(Proxy):
 
 
 class Ours(Proxy):
-    """Mirror, redirector, rewriter and comparer, each a process, joined over ipc. fuse: as the setting of that name."""
+    """Mirror, redirector, rewriter and comparer, each a process, joined over ipc. fuse: as the setting of that name.
+
+    Each process stays on one CPU (`cpus`), in turn, as `docs/performance.md` advises.
+    """
 
     name = "ours"
     fuse: Groups = ()
@@ -84,14 +89,15 @@ class Ours(Proxy):
     def start(self) -> None:
         """See Proxy."""
         config = self.folder / "node.toml"
+        alone = [(service,) for service in SERVICES if not any(service in group for group in self.fuse)]
+        groups = [*self.fuse, *alone]
         config.write_text(
-            f'run_dir = "{self.folder}/run"\nfuse = {json.dumps(self.fuse)}\n'
+            f'run_dir = "{self.folder}/run"\nfuse = {json.dumps(self.fuse)}\n[cpus]\n{_cpus(groups)}'
             '[comparer]\non_divergence = "hold"\n[log]\nlevel = "warning"\n'
             '[mirror]\nnetwork.device = "tapw"\nguest.device = "tapg"\n'
             '[redirector]\nuplink.device = "tapd"\n[rewriter]\nguest.device = "tapg2"\n'
         )
-        alone = [(service,) for service in SERVICES if not any(service in group for group in self.fuse)]
-        for group in (*self.fuse, *alone):
+        for group in groups:
             # The others of a group come with its first.
             self._start("+".join(group), [*python(f"services.{group[0]}"), "-c", str(config)])
         until = time.monotonic() + START
@@ -115,6 +121,12 @@ class Ours(Proxy):
         return [f"{name} = {counters[name]}" for name in ("divergences", "unprotected_flows") if counters[name]]
 
 
+def _cpus(groups: Sequence[Sequence[str]]) -> str:
+    """Each group's process on the next of the CPUs that there are: of the services' order, neighbours on two."""
+    cpus = sorted(os.sched_getaffinity(0))
+    return "".join(f"{group[0]} = {cpus[number % len(cpus)]}\n" for number, group in enumerate(groups))
+
+
 class FusedByNode(Ours):
     """The services of each node in one process: two processes, joined over ipc."""
 
@@ -133,6 +145,7 @@ class QemuFilters(Proxy):
     """filter-mirror, filter-redirector, colo-compare and filter-rewriter in two QEMUs without a guest."""
 
     name = "peer"
+    pinned = False
 
     def start(self) -> None:
         """See Proxy."""
@@ -157,10 +170,18 @@ class QemuFilters(Proxy):
                 "filter-rewriter,id=rew0,netdev=w,queue=all",
             ),
         ]  # fmt: skip
-        for name, arguments in (("primary", primary), ("secondary", secondary)):
-            self._start(name, [*nothing, *arguments])
+        cpus = sorted(os.sched_getaffinity(0))
+        for number, (name, arguments) in enumerate((("primary", primary), ("secondary", secondary))):
+            pin = ["taskset", "-c", str(cpus[number % len(cpus)])] if self.pinned else []
+            self._start(name, [*pin, *nothing, *arguments])
             time.sleep(_SETTLE)
         self.alive()
+
+
+class PinnedQemuFilters(QemuFilters):
+    """The same, each QEMU on one CPU."""
+
+    pinned = True
 
 
 def _tap(name: str, device: str) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench import figures
-from bench.proxies import AllFused, Bridge, FusedByNode, Ours, Proxy, QemuFilters
+from bench.proxies import AllFused, Bridge, FusedByNode, Ours, PinnedQemuFilters, Proxy, QemuFilters
 from bench.topology import Topology
 from bench.workloads import WORKLOADS, Workload, greet
 
@@ -25,12 +25,21 @@ class _Seen:
 
 
 def measure(
-    names: tuple[str, ...], *, peer: bool, fused: bool = False, runs: int, scale: float, say: Callable[[str], None]
+    names: tuple[str, ...],
+    *,
+    peer: bool,
+    runs: int,
+    scale: float,
+    say: Callable[[str], None],
+    fused: bool = False,
+    pin_peer: bool = False,
 ) -> dict[str, Any]:
     """Every workload through every proxy, in turns; the document that `--json` prints."""
-    kinds: list[type[Proxy]] = [
-        Bridge, *([QemuFilters] if peer else []), Ours, *([FusedByNode, AllFused] if fused else []),
-    ]  # fmt: skip
+    kinds: list[type[Proxy]] = [Bridge, Ours]
+    if peer:
+        kinds.insert(1, PinnedQemuFilters if pin_peer else QemuFilters)
+    if fused:
+        kinds += [FusedByNode, AllFused]
     results, findings = [], []
     idle: dict[str, float] = {}
     for workload in (one for one in WORKLOADS if not names or one.name in names):

@@ -428,6 +428,10 @@ class Node(_Model):
     fuse: tuple[tuple[Service, ...], ...] = Field(
         (), description='services that share one process, joined in memory: ["redirector", "rewriter"], or such lists'
     )
+    cpus: dict[Service, Annotated[int, Field(ge=0, le=1023)]] = Field(
+        default_factory=dict,
+        description="service → the one CPU it runs on, with all its threads; neighbours on different ones are fastest",
+    )
     run_dir: Path = Field(Path("/run/lockstep"), description="control sockets and ipc links")
     capture: Frontend = Field("tap", description="frontend of every port that doesn't name its own")
     links: dict[Stream, Link] = Field(
@@ -532,6 +536,10 @@ class Node(_Model):
         if configured is None and plain == "released":
             configured = next((guest.released for guest in self.guests if guest.name == name), None)
         return configured or Link.model_validate({"endpoint": f"ipc://{self.run_dir}/{stream}"})
+
+    def cpu_of(self, services: Sequence[Service]) -> int | None:
+        """The CPU for a process of these services, if one is named."""
+        return next((self.cpus[service] for service in services if service in self.cpus), None)
 
     def with_fused(self, services: Sequence[Service]) -> tuple[Service, ...]:
         """These services and all that `fuse` puts into one process with them."""
@@ -749,6 +757,7 @@ def _joint_faults(node: Node, services: tuple[Service, ...]) -> list[Fault]:
         faults.append(
             Fault("fuse", json.dumps(node.fuse), f"{strangers[0]} is not among this node's `services`", way_out)
         )
+    faults += _cpus_faults(node)
     faults += _run_dir_faults(node)
     if faults and faults[-1].setting == "run_dir":
         return faults
@@ -798,6 +807,18 @@ def _workers_faults(node: Node) -> Iterator[Fault]:
     if workers != "1" and node.guests:
         way_out = "Give each comparer some of the guests instead."
         yield Fault("comparer.workers", workers, "a comparer of many `guests` is one process", way_out)
+
+
+def _cpus_faults(node: Node) -> Iterator[Fault]:
+    for group in node.fuse:
+        named = {node.cpus[service] for service in group if service in node.cpus}
+        if len(named) > 1:
+            yield Fault(
+                "cpus", str(dict(node.cpus)), f"{' and '.join(group)} are one process", "Name one CPU for them."
+            )
+    if "comparer" in node.cpus and node.comparer.workers > 1:
+        way_out = "Take the comparer out of `cpus`, or leave comparer.workers at 1."
+        yield Fault("cpus.comparer", str(node.cpus["comparer"]), "several workers would share one CPU", way_out)
 
 
 def _run_dir_faults(node: Node) -> list[Fault]:

@@ -268,6 +268,13 @@ def test_a_run_dir_that_is_a_file_is_69(lockstep: Cli, written: Callable[[str], 
     assert "run_dir" in done.err
 
 
+def test_a_cpu_that_is_not_there_is_69_and_the_others_are_named(lockstep: Cli, written: Callable[[str], Path]) -> None:
+    done = lockstep("run", "comparer", "-c", written("[cpus]\ncomparer = 1023\n"))
+    assert done.code == UNAVAILABLE
+    assert done.err.startswith("can't start: cpus = 1023 for comparer: ")
+    assert f"name one of {', '.join(map(str, sorted(os.sched_getaffinity(0))))}" in done.err
+
+
 # 77: not permitted.
 
 

@@ -790,6 +790,32 @@ def test_workers_are_of_a_comparer_alone(faults: Faults, text: str) -> None:
     assert [fault.setting for fault in faults(SOUND + text)] == ["comparer.workers"]
 
 
+# CPUs.
+
+
+def test_a_process_runs_on_the_cpu_of_the_first_of_its_services_that_names_one(load: Load) -> None:
+    node = load('fuse = ["redirector", "rewriter"]\n[cpus]\nmirror = 0\nrewriter = 3\n')
+    assert [node.cpu_of(node.with_fused((service,))) for service in ("mirror", "redirector", "comparer")] == [
+        0,
+        3,
+        None,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        ("[cpus]\nmirror = -1\n", "cpus.mirror"),
+        ("[cpus]\nmirror = 1024\n", "cpus.mirror"),
+        ('[cpus]\nmirror = "all"\n', "cpus.mirror"),
+        ('fuse = ["mirror", "comparer"]\n[cpus]\nmirror = 0\ncomparer = 1\n', "cpus"),
+        ("[cpus]\ncomparer = 1\n[comparer]\nworkers = 2\n", "cpus.comparer"),
+    ],
+)
+def test_a_cpu_is_one_number_for_a_process(faults: Faults, text: str, setting: str) -> None:
+    assert [fault.setting for fault in faults(SOUND + text)] == [setting]
+
+
 # Digest mode.
 
 
