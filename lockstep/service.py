@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import sys
@@ -72,6 +73,7 @@ def run(services: tuple[Service, ...], path: Path | None, capture: str | None = 
     advice = build.advice()
     if advice is not None:
         structlog.get_logger().warning("build_is_slow", why=advice)
+    gc.freeze()  # what was made so far stays: looking through it again and again would stop the loop
     try:
         shell.run()
     except PortError as error:
