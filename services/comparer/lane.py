@@ -381,6 +381,12 @@ class Lane:
         """What is proven and has not left, in the primary's order; a batch that leaves whole is the one that came."""
         if len(self._touched) > 1:
             self._touched.sort(key=_order)
+        elif self._touched:
+            kept = self._touched[0]
+            part = kept.part()
+            if part is not None:
+                self._touched.clear()
+                return [part]
         batches: list[Batch] = []
         builder = self._builder
         for kept in self._touched:

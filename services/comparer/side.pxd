@@ -4,6 +4,7 @@ from lockstep.wire.view cimport View
 cdef unsigned int _ENTRY, _RING_MASK, _MASK
 cdef unsigned int _E_BATCH, _E_INDEX, _E_START, _E_L4, _E_SIZE, _E_NEXT, _E_PREVIOUS, _E_RECORD
 cdef unsigned int _LEAVES, _GONE
+cdef long long _LARGE
 
 @cython.final
 cdef class Kept:
@@ -22,6 +23,8 @@ cdef class Kept:
     @cython.locals(index=cython.longlong, end=cython.longlong, start=cython.longlong, run=cython.longlong,
                    run_start=cython.longlong, whole=cython.bint)
     cpdef bint gather(self, builder) except -1
+    @cython.locals(index=cython.longlong, end=cython.longlong)
+    cpdef part(self)
 
 @cython.final
 cdef class Side:

@@ -27,13 +27,16 @@ MOST_BATCHES = 8192
 ENTRY = 8
 E_BATCH, E_INDEX, E_START, E_L4, E_SIZE, E_NEXT, E_PREVIOUS, E_RECORD = range(ENTRY)
 
+#: A part of a batch with as many bytes leaves without being copied.
+LARGE = 32 << 10
+
 #: Marks of a batch's frames.
 WAITS, LEAVES, GONE = range(3)
 
 _ENTRY, _RING_MASK, _MASK = ENTRY, RING - 1, 0xFFFFFFFF
 _E_BATCH, _E_INDEX, _E_START, _E_L4 = E_BATCH, E_INDEX, E_START, E_L4
 _E_SIZE, _E_NEXT, _E_PREVIOUS, _E_RECORD = E_SIZE, E_NEXT, E_PREVIOUS, E_RECORD
-_LEAVES, _GONE = LEAVES, GONE
+_LEAVES, _GONE, _LARGE = LEAVES, GONE, LARGE
 
 
 class Kept:
@@ -96,6 +99,21 @@ class Kept:
             builder.extend_from(self.batch, run, self.high + 1, run_start, end)
         self.fresh = 0
         return not whole
+
+    def part(self) -> Batch | None:
+        """What is marked to leave, as it lies there, if it is a run of many bytes; None, and nothing done, if not."""
+        if self.fresh == self.count or self.fresh != self.high - self.low + 1:
+            return None
+        end = self.low_start
+        for index in range(self.low, self.high + 1):
+            end += self.lengths[index]
+        if end - self.low_start < _LARGE:
+            return None
+        for index in range(self.low, self.high + 1):
+            self.marks[index] = _GONE
+        self.fresh = 0
+        data = memoryview(self.batch.data).toreadonly()[self.low_start : end]
+        return Batch(data, self.batch.lengths[self.low : self.high + 1], self.batch.vnet)
 
 
 class Side:

@@ -96,6 +96,24 @@ def test_what_is_proven_of_a_batch_leaves_in_order_and_the_rest_later() -> None:
     assert comparer.in_the_lane() == 2
 
 
+def test_much_that_lies_together_leaves_where_it_lies() -> None:
+    """The rest of the batch waits, and so do the bytes: nobody writes to them."""
+    half = bytes(range(256)) * 80  # 20 KiB
+    frames = [segment(ISN + place, CLIENT_ISN, half, flags=ACK) for place in range(0, 4 * len(half), len(half))]
+    comparer = Comparer()
+    comparer.push("primary", *frames)
+    comparer.push("secondary", frames[0])
+    comparer.push("secondary", *frames[1:3])
+    ((stream, batch),) = comparer.outputs  # type: ignore[misc]
+    assert (stream, batch.frames(), batch.vnet) == ("released", frames[1:3], 0)
+    assert isinstance(batch.data, memoryview)
+    assert (batch.data.readonly, batch.stable) == (True, True)
+    assert batch.data.obj == b"".join(frames)
+    comparer.push("secondary", frames[3])
+    assert comparer.left == frames
+    assert comparer.conserved()
+
+
 def test_segments_are_matched_however_they_are_cut() -> None:
     comparer = Comparer()
     comparer.push("primary", piece(0, 300), piece(300, 1), piece(301, 399))
