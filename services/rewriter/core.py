@@ -51,8 +51,8 @@ class Core:
             0,
         )  # fmt: skip
         self._table = ConnectionTable(config.rewriter, self.counters)
-        #: Unknown connections that are released unchecked, oldest first; known ones are marked.
-        self._doomed: dict[bytes, None] = {}
+        #: What is released unchecked, oldest first: by a rule (True), or unknown. Known connections are marked.
+        self._doomed: dict[bytes, bool] = {}
         self._macs: dict[bytes, bytes] = {}
         self._lane = Lane(self, self._table, self._doomed)
         # Of the batch at work: where frames lie that make way for resets, these (where to, frame), and what is told.
@@ -96,7 +96,7 @@ class Core:
         if cut.phase == "commit":
             self.epoch = max(self.epoch, cut.epoch)
             self._table.become_copies()
-            self._doomed.clear()
+            self._spare_copies()
         outputs = [(FROM_GUEST, cut), *self._decided(now)]
         self._withheld.active = cut.phase == "prepare" and not self._lane.speaking
         return outputs
@@ -115,7 +115,7 @@ class Core:
         if event.name == "unprotected" and isinstance(key, bytes):
             if self._lane.speaking and now > self._heard_until:
                 return []
-            self._doom(key)
+            self._doom(key, by_rule=event.fields.get("reason") == "passthrough")
             return self._reset_silent([key]) if self._lane.speaking else []
         if event.name == "protected" and isinstance(key, bytes):
             self._spare(key)
@@ -128,13 +128,17 @@ class Core:
             return self._decided(now)  # the end of a cut may be what was lost
         return []
 
-    def _doom(self, key: bytes) -> None:
-        """Remember that this connection is released unchecked: with what is known of it, or else among the latest."""
+    def _doom(self, key: bytes, by_rule: bool) -> None:
+        """Remember that this connection is released unchecked: with what is known of it, or else among the latest.
+
+        Where a rule says so, that is told once, and goes for whatever follows with the same addresses and ports.
+        """
         connection = self._table.get(key)
         if connection is not None:
             connection.doomed = True
-            return
-        self._doomed[key] = None
+            if not by_rule:
+                return
+        self._doomed[key] = by_rule
         if len(self._doomed) > MOST_DOOMED:
             del self._doomed[next(iter(self._doomed))]
 
@@ -144,6 +148,15 @@ class Core:
         connection = self._table.get(key)
         if connection is not None:
             connection.doomed = False
+
+    def _spare_copies(self) -> None:
+        """The guest is a copy: what left unchecked before the cut is its own as well."""
+        for key in [key for key, by_rule in self._doomed.items() if not by_rule]:
+            del self._doomed[key]
+        for key in self._doomed:
+            connection = self._table.get(key)
+            if connection is not None:
+                connection.doomed = True
 
     def _is_doomed(self, key: bytes) -> bool:
         connection = self._table.get(key)
@@ -216,6 +229,8 @@ class Core:
             connection.guest_syn(data, f.l4, f.payload)
             if self._lane.speaking:
                 self._spare(key)
+            elif key in self._doomed:
+                connection.doomed = True
         else:
             found = self._table.get(key)
             if found is None:
@@ -306,7 +321,7 @@ class Core:
         return {
             "connections": len(self._table),
             "half_open": len(self._table.half_open),
-            "doomed": len(self._doomed) + len(self._table.doomed_keys()),
+            "doomed": len(self._doomed.keys() | self._table.doomed_keys()),
             "speaking": self._lane.speaking,
         }
 

@@ -42,7 +42,7 @@ class Lane:
     speaking: after a failover. Doomed connections are reset then.
     """
 
-    def __init__(self, core: Core, table: ConnectionTable, doomed: dict[bytes, None]) -> None:
+    def __init__(self, core: Core, table: ConnectionTable, doomed: dict[bytes, bool]) -> None:
         self.core = core
         self.speaking = False
         self._open, self._half_open, self._doomed = table.open, table.half_open, doomed

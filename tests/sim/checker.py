@@ -105,6 +105,7 @@ class Checker(Voices, Rewriting, Releasing, Accounts):
             self.rewriter_lost_at = self.now
             self.rewriter_speaking = False
             self.doomed.clear()
+            self.doomed_by_rule.clear()
             self.withholds, self.withheld = False, []
             for lives in self.followed.values():
                 for life in lives:

@@ -38,6 +38,8 @@ class Rewriting(State):
         lost = type(said).__name__ == "Gap"
         if what == "events" and said.name == "unprotected" and not self.rewriter_speaking:
             self.doomed.add(said.fields["flow"])
+            if said.fields["reason"] == "passthrough":
+                self.doomed_by_rule.add(said.fields["flow"])
         if what == "events" and said.name == "failover" and said.fields["survivor"] == "secondary":
             self.rewriter_speaking = lost = True
         if what == "events" and said.name == "gap" and said.fields["stream"] == "ingress":
@@ -67,6 +69,8 @@ class Rewriting(State):
                     continue  # replaced by resets, which are looked at below
                 raise Violation(5, f"the rewriter changed, dropped or added a frame on {what}: {p}")
             at += 1
+            if what == "guest" and not self.rewriter_speaking:
+                self.under_way.append(given[at - 1][1])
             if p.quoted and what == "to_guest" and q.quoted:
                 self._moved_quotation(p, q)
             if p.kind == "tcp":
@@ -86,7 +90,7 @@ class Rewriting(State):
             if copy is not None:
                 copy.echoed = life.echoed
                 self.learned[key] = copy
-        self.doomed.clear()
+        self.doomed &= self.doomed_by_rule
         self.followed = self.lives["secondary"]
         self.commit_lost = False
         for lives in self.followed.values():
@@ -102,7 +106,7 @@ class Rewriting(State):
         moved = (q.seq - p.seq) & MASK
         life = self._life_among(self.followed, p)
         learned = self.learned.get(key)
-        if p.flags & SYN:
+        if p.flags & SYN and (self.rewriter_speaking or self._name(p) not in self.doomed_by_rule):
             self.doomed.discard(self._name(p))
         if p.flags & SYN and life is not None:
             if not life.waiting:

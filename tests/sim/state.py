@@ -87,6 +87,9 @@ class State:
         self.client_got: dict[int, float] = {}
         #: Flows of which the rewriter heard that they left unchecked, before it heard of the failover.
         self.doomed: set[str] = set()
+        self.doomed_by_rule: set[str] = set()
+        #: What it passed on before that: some of it may be under way when the redirector begins to speak.
+        self.under_way: deque[bytes] = deque(maxlen=256)
         self.rewriter_speaking = False
         #: A cut is prepared at the rewriter; what came for the guest since then, and has not gone on.
         self.withholds = False

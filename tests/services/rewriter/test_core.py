@@ -336,9 +336,40 @@ def test_the_guests_clock_never_steps_back_after_a_failover() -> None:
     assert node.guest(segment(6, 101, options=timestamps(991, 1))) == segment(6, 101, options=timestamps(9001, 1))
 
 
-def unprotected(node: Node2, name: str = "unprotected") -> None:
+def unprotected(node: Node2, name: str = "unprotected", reason: str = "data") -> None:
     flow = bytes((0, 4, 6)) + bytes([10, 77, 0, 2, 10, 77, 0, 1]) + struct.pack(">HH", 80, 40000)
-    node.core.push("events", Event(name, {"key": flow}), node.now)
+    node.core.push("events", Event(name, {"key": flow, "reason": reason}), node.now)
+
+
+def speaks(node: Node2, seq: int) -> bytes:
+    """What the client hears from the guest after a failover."""
+    node.core.push("events", Event("failover", {"survivor": "secondary"}), 0.0)
+    return node.guest(segment(seq, 101, b"x"))
+
+
+def test_a_connection_whose_release_was_told_before_its_syn_is_reset_at_failover() -> None:
+    node = Node2()
+    unprotected(node)
+    node.accept(1000, 5000)
+    assert speaks(node, 1001)[47] == RST | ACK
+
+
+def test_what_a_rule_releases_is_reset_at_failover_in_any_incarnation_and_after_any_cut() -> None:
+    """The comparer tells it once; the copy goes on unchecked as well."""
+    node = Node2()
+    node.accept(1000, 5000)
+    unprotected(node, reason="passthrough")
+    node.core.push("to_guest", Cut(1, "commit"), 0.0)
+    node.accept(7000, 9000, client_isn=100)
+    assert speaks(node, 7001)[47] == RST | ACK
+
+
+def test_what_left_unchecked_before_a_cut_goes_on_after_it() -> None:
+    node = Node2()
+    node.accept(1000, 5000)
+    unprotected(node)
+    node.core.push("to_guest", Cut(1, "commit"), 0.0)
+    assert speaks(node, 5001) == segment(5001, 101, b"x")
 
 
 def test_an_unprotected_connection_is_reset_at_failover_and_not_before() -> None:
