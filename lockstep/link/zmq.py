@@ -37,8 +37,10 @@ TCP_BUFFER = 1 << 20
 MOST_PENDING = 16 << 20
 #: Frames of waiting batches that are joined in one message: a consumer does nothing else before it is done with it.
 MOST_JOINED = 512
-#: Message parts from this size on are not copied.
+#: Message parts from this size on are not copied where they are received, nor if they are passed on as they came.
 LARGE = 64 << 10
+#: Others from this size on. Below it a copy is cheaper: pyzmq has a thread wake up to let go of what it didn't copy.
+UNCOPIED = 512 << 10
 #: How long a closing producer goes on delivering what it has, in milliseconds.
 LINGER = 500
 
@@ -253,7 +255,7 @@ class Sender:
 
     def _send_batch(self, batch: Batch, epoch: int, number: int) -> bool:
         # Copied before this returns, so that a reused buffer is safe; unless it is large and stays as it is.
-        large = len(batch.data) >= LARGE and batch.stable
+        large = len(batch.data) >= LARGE and batch.stable and (len(batch.data) >= UNCOPIED or _is_whole(batch.data))
         if self._push is None:
             return self._send_parts(*self._encode(batch, epoch, number), large)
         if not self._push.send(batch, epoch, number, not large):
@@ -312,10 +314,14 @@ def _joins(last: _Pending, batch: Batch, epoch: int, following: int) -> bool:
     )
 
 
+def _is_whole(frames: Buffer) -> bool:
+    """Whether this is all of a message part that was received."""
+    return isinstance(frames, memoryview) and isinstance(frames.obj, zmq.Frame) and len(frames.obj) == frames.nbytes
+
+
 def _whole(frames: Buffer) -> Any:
     """What was received, and is sent on as it came, as the message part that it is."""
-    whole = isinstance(frames, memoryview) and isinstance(frames.obj, zmq.Frame) and len(frames.obj) == frames.nbytes
-    return frames.obj if whole else frames  # type: ignore[union-attr]
+    return frames.obj if _is_whole(frames) else frames  # type: ignore[union-attr]
 
 
 def _bytes_of(part: zmq.Frame) -> bytes | memoryview:
