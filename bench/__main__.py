@@ -135,6 +135,20 @@ def flows(
 
 
 @app.command()
+def cores(
+    as_json: AsJson = False,
+    pushes: Annotated[int, typer.Option(min=1, help="Batches of one frame in a round.")] = 1000,
+) -> None:
+    """What each core takes to push a batch of one frame, of 64, and of one super-frame, without ports and links."""
+    from bench import cores as bench
+    from bench import figures
+    from bench.comparer import tell
+
+    document = bench.measure(pushes=pushes, say=tell)
+    (figures.dump if as_json else bench.show)(document)
+
+
+@app.command()
 def capture(
     as_json: AsJson = False,
     frames: Annotated[int, typer.Option(min=1, help="Frames that are written and read.")] = 50_000,

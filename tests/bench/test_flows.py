@@ -1,4 +1,4 @@
-"""`python -m bench flows` and `capture`, with few frames."""
+"""`python -m bench flows`, `cores` and `capture`, with few frames."""
 
 import json
 import subprocess
@@ -25,6 +25,14 @@ def test_flows_are_opened_and_measured():
     assert [run["flows"] for run in document["runs"]] == [1, 1000]
     assert all(run["cpu_us_per_frame"] > 0 and run["bytes_per_flow"] is None for run in document["runs"])
     assert not [said for said in document["findings"] if "never came" in said or "diverg" in said]
+
+
+def test_every_core_is_measured_with_every_shape():
+    document = bench("cores", "--pushes", "20")
+    services = {run["name"].split(",")[0] for run in document["runs"]}
+    assert services == {"mirror", "redirector", "rewriter", "comparer"}
+    assert len(document["runs"]) == 3 * 8
+    assert all(run["us"] > 0 for run in document["runs"])
 
 
 @pytest.mark.root
