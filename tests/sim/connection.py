@@ -259,7 +259,8 @@ class Connection:
             return
         if p.flags & RST:
             if place == self.rcv:
-                over = self.closing and self.una == self.queued + 1 and self._peer_closed()
+                # With both FINs said nobody is told of it (RFC 9293 §3.10.7.4: LAST-ACK, CLOSING, TIME-WAIT).
+                over = self.closing and self.una >= self.queued and self.top > self.queued and self._peer_closed()
                 self.host.plans.ended(self.label, self.host.name, "finished" if over else "reset")
                 self._end()
             elif 0 < place - self.rcv < self.edge - self.rcv:
