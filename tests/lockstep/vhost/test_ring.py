@@ -316,6 +316,7 @@ def test_what_came_before_the_hostile_chain_is_taken(rig: Rig) -> None:
 
 ADDRESSES = st.one_of(
     st.integers(0, 2**64 - 1),
+    st.just(DATA),
     st.integers(GUEST_START - 64, GUEST_START + 0x5000),
     st.integers(GUEST_START + SIZE - 80, GUEST_START + SIZE + 16),
 )
@@ -327,16 +328,21 @@ DESCRIPTORS = st.tuples(
 )
 
 
+#: What an indirect table at DATA holds.
+TABLES = st.lists(DESCRIPTORS, max_size=8).map(lambda many: b"".join(struct.pack("<QIHH", *one) for one in many))
+
+
 @fuzz(200)
 @given(
     st.lists(DESCRIPTORS, min_size=1, max_size=RING_SIZE),
     st.lists(st.integers(0, RING_SIZE), max_size=RING_SIZE),
     st.one_of(st.none(), st.integers(0, 0xFFFF)),
-    st.binary(max_size=256),
+    st.one_of(st.binary(max_size=256), TABLES),
     st.booleans(),
     st.integers(14, 3000),
 )
 @example([(GUEST_START, 16, IS_INDIRECT, 0)], [0], None, b"", True, 60)
+@example([(DATA, 16 * 1024, IS_INDIRECT, 0)], [0], None, struct.pack("<QIHH", DATA, 1, NEXT, 1024), True, 60)
 def test_no_ring_whatever_is_in_it_reaches_outside_of_what_is_shared(
     descriptors: list[tuple[int, int, int, int]],
     heads: list[int],
