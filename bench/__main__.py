@@ -137,7 +137,7 @@ def flows(
 @app.command()
 def cores(
     as_json: AsJson = False,
-    pushes: Annotated[int, typer.Option(min=1, help="Batches of one frame in a round.")] = 1000,
+    pushes: Annotated[int, typer.Option(min=1, help="Batches of one frame in a round.")] = 400,
 ) -> None:
     """What each core takes to push a batch of one frame, of 64, and of one super-frame, without ports and links."""
     from bench import cores as bench
