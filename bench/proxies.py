@@ -122,7 +122,9 @@ class Ours(Proxy):
 
 
 def _cpus(groups: Sequence[Sequence[str]]) -> str:
-    """Each group's process on the next of the CPUs that there are: of the services' order, neighbours on two."""
+    """Each group's process on the next of the CPUs that there are, neighbours on two; one alone goes where it likes."""
+    if len(groups) == 1:
+        return ""
     cpus = sorted(os.sched_getaffinity(0))
     return "".join(f"{group[0]} = {cpus[number % len(cpus)]}\n" for number, group in enumerate(groups))
 
