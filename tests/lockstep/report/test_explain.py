@@ -166,7 +166,7 @@ def test_a_program_reads_json(comparer: Callable[..., Comparer], run_dir: Path) 
 
 def test_the_last_ones_are_told_the_newest_last(comparer: Callable[..., Comparer]) -> None:
     one = comparer("compare_timeout = 0.05")
-    one.links[0].send(Batch.of([segment(1, 2, b"x", dport=port) for port in (1, 2, 3)]), 0)
+    one.links[0].send(Batch.of([segment(1, 2, b"xy", dport=port) for port in (1, 2, 3)]), 0)
     deadline = time.monotonic() + 10
     while len(one.status()["divergences"]) < 3:
         assert time.monotonic() < deadline
