@@ -139,9 +139,16 @@ def twins(**settings: Any) -> tuple[Core, Core]:
     return quick, careful
 
 
-@given(st.lists(st.one_of(batches(), batches(), batches(), HEARD), max_size=12), st.sets(st.integers(0, 3)))
-def test_the_lane_and_the_careful_way_are_one(steps: list[tuple[str, Any]], known: set[int]) -> None:
+STEPS = st.lists(st.one_of(batches(), batches(), batches(), HEARD), max_size=12)
+LOST = [(EVENTS, Event("unprotected", {"key": KEY})), (EVENTS, Event("failover", {"survivor": "secondary"}))]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+@given(steps=STEPS, known=st.sets(st.integers(0, 3)))
+def test_the_lane_and_the_careful_way_are_one(lost: bool, steps: list[tuple[str, Any]], known: set[int]) -> None:
+    """lost: the primary is, and the first connection was released unchecked."""
     quick, careful = twins()
+    steps, known = ([*LOST, *steps], known | {0}) if lost else (steps, known)
     for core in (quick, careful):
         for number in known:
             opened(core, WAYS[number])
