@@ -1,6 +1,6 @@
 """A SYN flood beside ten downloads: they finish, right and protected, and nobody's memory grows without end.
 
-LOCKSTEP_FLOOD: how many SYNs, each from an address and port of its own; 20,000 by default.
+LOCKSTEP_FLOOD: how many SYNs, each from an address and port of its own; 40,000 by default.
 LOCKSTEP_FLOOD_RATE: how many of them a second; 20,000 by default. The mirror lets 4,000 of them pass; what is more
 than it can read is lost in the kernel's queue in front of it.
 """
@@ -32,7 +32,7 @@ from lockstep.demo.stage import Stage, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
 
-SYNS = int(os.environ.get("LOCKSTEP_FLOOD", "100000"))
+SYNS = int(os.environ.get("LOCKSTEP_FLOOD", "40000"))
 RATE = int(os.environ.get("LOCKSTEP_FLOOD_RATE", "20000"))
 DOWNLOADS = 10
 #: Bytes a second of each download, so that it lasts longer than the flood.

@@ -130,7 +130,8 @@ def test_frames_of_a_stranger(stage: Stage, direction: str) -> None:
     assert counted["gaps_primary"] > 0
     assert counted["gaps_secondary"] > 0
     assert counted["dropped_malformed"] > 0
-    assert counted["secondary_malformed"] > 0
+    # A batch of the primary that says it is of a later epoch ends this one, whoever sent it.
+    assert counted["secondary_malformed"] + counted["secondary_other_epoch"] > 0
     assert counters(stage, "rewriter")["malformed"] > 0
     with answerers(stage), connect(stage, 7) as connection:
         assert [ask(connection, str(number)) for number in range(100)] == [str(number) for number in range(100)]

@@ -27,28 +27,14 @@ def demo(capsys: pytest.CaptureFixture[str], **options: Any) -> tuple[int, dict[
     return code, result
 
 
-@pytest.mark.parametrize("opened_by", ["client", "guest"])
-def test_serve(opened_by: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    code, result = demo(capsys, scenario="serve", size=SIZE, opened_by=opened_by)
+def test_connections_that_the_guest_opens(capsys: pytest.CaptureFixture[str]) -> None:
+    """The other way round; tests/scenarios/test_demo.py has the demo as it comes."""
+    code, result = demo(capsys, scenario="serve", size=SIZE, opened_by="guest")
     assert (code, result["mode"], result["sha256_ok"], result["divergences"]) == (0, "namespaces", True, 0)
     assert result["released"] > 100
     assert [run["network"] for run in result["runs"] if run["ok"]] + list(result.get("skipped", {})) == [
         "ipv4", "ipv6", "vlan",
     ]  # fmt: skip
-
-
-def test_diverge(capsys: pytest.CaptureFixture[str]) -> None:
-    code, result = demo(capsys, scenario="diverge", network="all")
-    assert (code, result["wrong_bytes_delivered"]) == (0, 0)
-    assert all(run["found_offset"] == run["planted_offset"] and run["divergences"] == 1 for run in result["runs"])
-
-
-@pytest.mark.parametrize("network", ["ipv4", "ipv6"])
-def test_failover(network: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    code, result = demo(capsys, scenario="failover", network=network, size=96 << 20)
-    assert (code, result["sha256_ok"], result["reconnects"], result["wrong_bytes_delivered"]) == (0, True, 0, 0)
-    assert result["longest_pause_ms"] < 1000
-    assert len(result["runs"]) == 4
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
