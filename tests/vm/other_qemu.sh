@@ -3,7 +3,8 @@
 #   LOCKSTEP_VM_QEMU=$(tests/vm/other_qemu.sh trixie FOLDER) pytest tests/vm
 # Unpacks that Debian into FOLDER (root, debootstrap; 400 MB) once, and prints the command that runs its QEMU here.
 set -euo pipefail
-release=$1 folder=$(realpath -m "$2") mirror=$(apt-get indextargets --format "$(REPO_URI)" | grep -m1 "/debian/*$")
+release=$1 folder=$(realpath -m "$2")
+mirror=$(apt-get indextargets --format '$(REPO_URI)' | grep -m1 '/debian/*$')  # where this machine's packages come from
 libraries=usr/lib/$(uname -m)-linux-gnu
 if [ ! -x "$folder/qemu" ]; then
     debootstrap --variant=minbase "$release" "$folder" "$mirror" >&2
