@@ -8,9 +8,9 @@ BIN    := $(VENV)/bin
 demo: $(BIN)/lockstep
 	$(BIN)/lockstep demo
 
-# What takes no devices runs two at a time, its output shown where it fails; then the scenarios, alone.
+# What takes no devices runs three at a time, its output shown where it fails; then the scenarios, alone.
 test: $(BIN)/tox
-	$(BIN)/tox run-parallel --parallel 2 --parallel-no-spinner
+	$(BIN)/tox run-parallel --parallel 3 --parallel-no-spinner
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
