@@ -122,6 +122,8 @@ class Core:
         self._ties = 0
         #: A prepared cut: (its epoch, number of the first frame behind it).
         self._prepared: tuple[int, int] | None = None
+        #: The end of that cut, or of one before it, may have been lost, and may have been a commit.
+        self._undecided = False
         #: When the end of a gap was seen; of several within `compare_timeout`, the first.
         self._lost_at = -math.inf
         self._epoch_known = False
@@ -190,6 +192,9 @@ class Core:
                 self._watch(flow, now, looked=True)
         if self._withheld.due is not None and self._withheld.due <= now:
             self._withheld.due = None
+            if self._undecided:
+                self._judge_anew(now)
+                self._prepared, self._undecided = None, False
             self._ask_for_checkpoint("cut")
         self._table.sweep(now)
         self._primary_fragments.expire(now)
@@ -296,10 +301,6 @@ class Core:
             self._cut(Cut(batch.epoch, "commit"), now)  # the mirror has told it, and it was lost on the way
         if self._withheld.active:
             self._withhold(batch, now)
-        elif self._alone:
-            self._number += len(batch)
-            self.counters["unchecked"] += len(batch)
-            self._ready.append(batch)
         else:
             self._judge(batch, now)
         return self._outputs()
@@ -315,19 +316,25 @@ class Core:
             self._ask_for_checkpoint("limit")
 
     def _decided(self, now: float) -> None:
-        """Judge what was withheld, or let it out if nobody is left to compare with."""
+        """Judge what was withheld."""
         for batch in self._withheld.end():
             # Behind what has left by now.
             self._ready += [*self._lane.leaving(), *self._out.take()]
-            if self._alone:
-                self._number += len(batch)
-                self.counters["unchecked"] += len(batch)
-                self._ready.append(batch)
-            else:
-                self._judge(batch, now)
+            self._judge(batch, now)
+
+    def _judge_anew(self, now: float) -> None:
+        """Judge what was withheld by nothing that the secondary has said so far."""
+        self._lane.promote_waiting(now)
+        self._forget_secondary()
+        self._decided(now)
 
     def _judge(self, batch: Batch, now: float) -> None:
-        """Let out what is proven of a batch, and hold the rest."""
+        """Let out what is proven of a batch, and hold the rest; all of it, if nobody is left to compare with."""
+        if self._alone:
+            self._number += len(batch)
+            self.counters["unchecked"] += len(batch)
+            self._ready.append(batch)
+            return
         first = self._number + 1
         waiting = self._lane.waiting
         self._lane.room = self._config.max_flows - len(self._table.flows) - self._lane.count
@@ -749,8 +756,10 @@ class Core:
         self._events.append(Event("gap", {"stream": stream, "reason": gap.reason, "lost": gap.lost}))
         if now >= self._lost_at + self._config.compare_timeout:
             self._lost_at = now
-        if stream == PRIMARY:
-            self._decided(now)  # the cut's end may be what was lost
+        if stream == PRIMARY and self._withheld.active and not self._undecided:
+            # The cut's end may be what was lost. If nothing tells, what was withheld is to be proven anew.
+            self._undecided = True
+            self._withheld.due = now + self._config.compare_timeout
         if self._config.on_divergence == "checkpoint" and (self._table.flows or self._lane.count):
             self._ask_for_checkpoint("gap")
 
@@ -759,14 +768,16 @@ class Core:
     def _cut(self, cut: Cut, now: float) -> None:
         """Follow prepare, commit and abort of the next epoch in the primary's stream."""
         if cut.phase == "prepare" and cut.epoch > self.epoch:
-            self._decided(now)  # of the one before it nothing was heard
-            self._prepared = (cut.epoch, self._number + 1)
+            # If nothing was heard of the end of the one before it, that may have been a commit.
+            self._undecided = self._prepared is not None
+            self._prepared = (cut.epoch, self._number + self._withheld.frames + 1)
             self._withheld.active = True
         elif cut.phase == "commit":
             self._commit(max(cut.epoch, self.epoch), now)
         elif cut.phase == "abort" and self._prepared is not None and cut.epoch == self._prepared[0]:
-            self._prepared = None
-            self._decided(now)
+            if not self._undecided:
+                self._prepared = None
+                self._decided(now)
         else:
             self.counters["ignored_cuts"] += 1
             return
@@ -780,6 +791,9 @@ class Core:
         was replaced all the same, and what the old one said proves nothing any more.
         """
         before = self._prepared[1] if self._prepared is not None and self._prepared[0] == epoch else 0
+        if self._undecided:
+            # What was withheld in front of this cut is held now, and leaves with all else that stands there.
+            self._judge_anew(now)
         self._lane.promote_waiting(now)
         leaving = []
         for flow in self._table.flows.values():
@@ -787,18 +801,17 @@ class Core:
                 leaving.append(self._take_head(flow))
             if flow.state == UNPROTECTED:
                 flow.restart()
-            flow.committed()
             if flow.state != PASSED:
                 flow.state = PROTECTED
             for head in flow.held:
                 head.arrived = now
-        self._lane.committed()
-        self._secondary_fragments.clear()
+        self._forget_secondary()
         self._leave_in_order(leaving)
         self._alone = False
         self.counters["commits"] += 1
         self._checkpoint_asked = False
         self._prepared = None
+        self._undecided = False
         self.epoch = epoch
         self._epoch_known = True
         for flow in self._table.flows.values():
@@ -806,6 +819,13 @@ class Core:
                 self._watch(flow, now)
         self._decided(now)
         self._hear_early(now)
+
+    def _forget_secondary(self) -> None:
+        """What the secondary has said so far proves nothing any more."""
+        for flow in self._table.flows.values():
+            flow.committed()
+        self._lane.committed()
+        self._secondary_fragments.clear()
 
     def _hear_early(self, now: float) -> None:
         """Take what the secondary has said in an epoch that begins, or becomes known, only now."""

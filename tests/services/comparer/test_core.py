@@ -1285,12 +1285,41 @@ def test_what_is_withheld_leaves_in_order_behind_what_the_commit_lets_out(sides:
     assert sides.conserved()
 
 
-def test_a_gap_ends_the_withholding_since_the_cuts_end_may_be_lost() -> None:
+def test_a_gap_ends_no_withholding_since_a_commit_may_be_lost() -> None:
     sides = Sides()
     sides.secondary(udp(b"a"))
     sides.cut(1, "prepare")
     sides.primary(udp(b"a"))
-    assert sides.left(sides.core.push("primary", Gap("lost", 1), sides.now)) == [udp(b"a")]
+    assert sides.left(sides.core.push("primary", Gap("lost", 1), sides.now)) == []
+    assert sides.cut(1, "abort") == []  # too late: since the gap only time tells
+    assert sides.wait(3.1) == []
+    assert sides.secondary(udp(b"a")) == [udp(b"a")]
+    assert sides.conserved()
+
+
+def test_the_end_of_a_cut_tells_nothing_of_one_before_it() -> None:
+    """The commit of the first may be lost: then what the old secondary said proves nothing."""
+    sides = Sides()
+    sides.secondary(udp(b"a"))
+    sides.cut(1, "prepare")
+    sides.primary(udp(b"a"))
+    assert sides.cut(2, "prepare") == []
+    assert sides.cut(2, "abort") == []
+    assert sides.primary(udp(b"a")) == []
+    assert sides.cut(3, "commit") == []
+    assert sides.secondary(udp(b"a"), epoch=3) == [udp(b"a")]
+    assert sides.conserved()
+
+
+def test_a_commit_lets_out_what_was_withheld_in_front_of_its_own_prepare(sides: Sides) -> None:
+    first, second, third = data(0, b"abc"), data(3, b"def"), data(6, b"ghi")
+    sides.cut(1, "prepare")
+    sides.primary(first, second)
+    sides.cut(2, "prepare")
+    sides.primary(third)
+    assert sides.cut(2, "commit") == [first, second]
+    assert sides.secondary(data(6, b"ghi"), epoch=2) == [third]
+    assert sides.conserved()
 
 
 def test_without_the_secondary_what_was_withheld_leaves() -> None:
