@@ -23,7 +23,7 @@ QEMU = ("qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "no
 #: Until colo-compare gives a frame up: long, since after that nothing makes a checkpoint here.
 PATIENCE_MS = 60_000
 #: Of the client, in bytes, where colo-compare compares.
-WINDOW = 262_144
+WINDOW = 65_536
 
 
 class MixedStage(Stage):
