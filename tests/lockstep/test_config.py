@@ -523,7 +523,9 @@ def test_a_secret_key_without_peers_is_a_fault(faults: Faults) -> None:
     assert (fault.setting, fault.value) == ("security.peers", "[]")
 
 
-@pytest.mark.parametrize("key", ["", "x", PUBLIC[:-1], PUBLIC + "x", "'" * 40, " " * 40, "é" * 40, "\\\\" * 40])
+@pytest.mark.parametrize(
+    "key", ["", "x", PUBLIC[:-1], PUBLIC + "x", "'" * 40, " " * 40, "é" * 40, "\\\\" * 40], ids=range(8)
+)
 def test_a_public_key_that_is_no_z85_is_a_fault(faults: Faults, key: str) -> None:
     """ZeroMQ RFC 32: 40 characters of an alphabet without quotes, backslash, comma and space."""
     (fault,) = faults(f'{SOUND}[security]\npeers = ["{key}"]')
