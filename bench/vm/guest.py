@@ -34,7 +34,7 @@ class Guest:
     """One virtual machine, emulated.
 
     folder: for its sockets. network: QEMU's arguments for the network. address: of its only card.
-    mebibytes: of the pattern that it serves. prefix: in front of QEMU's command (`ip netns exec …`).
+    mebibytes: of the pattern that it serves. memory: KiB. prefix: in front of QEMU's command (`ip netns exec …`).
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Guest:
         name: str = "guest",
         address: str = "10.77.0.2",
         mebibytes: int = 0,
-        memory: int = 160,
+        memory: int = 160 << 10,
         processors: int = 1,
         more: Sequence[str] = (),
         incoming: bool = False,
@@ -61,8 +61,8 @@ class Guest:
         self._log = open(folder / f"{name}.log", "wb")  # noqa: SIM115
         self.process = subprocess.Popen(
             [
-                *prefix, *QEMU, "-name", name, "-accel", "tcg", "-M", "pc", "-smp", str(processors), "-m", f"{memory}M",
-                "-object", f"memory-backend-memfd,id=mem,size={memory}M,share=on", "-machine", "memory-backend=mem",
+                *prefix, *QEMU, "-name", name, "-accel", "tcg", "-M", "pc", "-smp", str(processors), "-m", f"{memory}K",
+                "-object", f"memory-backend-memfd,id=mem,size={memory}K,share=on", "-machine", "memory-backend=mem",
                 "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio",
                 "-qmp", f"unix:{self._qmp_path},server=on,wait=off",
                 "-kernel", str(made.kernel), "-initrd", str(made.initrd), "-append", words,

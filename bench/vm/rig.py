@@ -105,7 +105,7 @@ class Rig:
 
     def _start(self, n: int, namespace: str, network: Sequence[str], processors: int = 1) -> None:
         # The guest's RAM disk takes half of its memory at most.
-        memory = 160 + 2 * self.mebibytes
+        memory = 160 + 2 * self.mebibytes << 10
         self.guests[n] = Guest(
             self.folder, network, name=f"guest{n}", mebibytes=self.mebibytes, memory=memory, processors=processors,
             prefix=("ip", "netns", "exec", namespace),

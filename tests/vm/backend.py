@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import select
 import struct
 import threading
+import time
 from pathlib import Path
 
 from bench.vm.image import block
@@ -13,10 +15,11 @@ from lockstep.capture.vhost_user import VhostUserPort
 from lockstep.qemu.address import Address
 from lockstep.streams import Event
 
-#: A datagram is this many blocks of so many bytes, each unlike every other. That is some of the guest's buffers:
-#: of the first its kernel writes to the end, into the others nobody but we.
+#: An echo request carries this many blocks of so many bytes, each unlike every other: some of the guest's buffers.
 BLOCKS, BLOCK = 32, 256
 _TAG = b"lockstep %08d %02d "
+#: Seconds between two requests.
+_PACE = 0.015
 
 
 class BackEnd:
@@ -36,43 +39,60 @@ class BackEnd:
             elif item is not None:
                 self.frames += (frame[item.vnet :] for frame in item.frames())
 
+    def answered(self) -> set[int]:
+        """Numbers of the echo requests that the guest has answered."""
+        found = (re.search(rb"lockstep (\d{8}) 00 ", frame) for frame in tuple(self.frames))
+        return {int(one[1]) for one in found if one}
+
 
 class Traffic(threading.Thread):
-    """Turns back-ends, and gives whichever guest runs a numbered datagram now and then, once `flowing`.
+    """Turns back-ends, and once `flowing` gives whichever guest runs a numbered echo request now and then.
 
-    Few enough that buffers posted long before are filled: pages that the guest itself writes all the
-    time would be copied again without any log of ours. `first_late` is the first number that was given
-    after `late`. With `forgetful`, what is written into buffers is not logged, as a broken back-end would.
+    `first_late` is the first number that was given after `late`. With `forgetful`, what is written into
+    buffers is not logged, as a broken back-end would.
+    untouched: guest-physical address and length of memory that nobody writes. While `holding`, the back-end
+    logs it again and again, and so keeps a migration from coming to its end.
     """
 
     def __init__(self, *ends: BackEnd, forgetful: bool = False) -> None:
         super().__init__()
         self.ends, self.forgetful = ends, forgetful
-        self.flowing, self.late, self.ending = threading.Event(), threading.Event(), threading.Event()
+        self.flowing, self.late, self.holding, self.ending = (threading.Event() for _ in range(4))
+        self.untouched = (0, 0)
         self.given = 0
         self.first_late: int | None = None
         self.error: BaseException | None = None
         self.start()
 
     def run(self) -> None:
+        due = time.monotonic()
         try:
-            while not self.ending.wait(0.03):
+            while not self.ending.is_set():
+                select.select([end.port for end in self.ends], [], [], max(0.0, due - time.monotonic()))
                 for end in self.ends:
                     end.turn()
-                    if self.flowing.is_set() and end.events[-1:] == ["guest_started"]:
-                        self._give(end)
+                if time.monotonic() >= due:
+                    due = time.monotonic() + _PACE
+                    self._go_on()
         except BaseException as error:
             self.error = error
 
+    def _go_on(self) -> None:
+        for end in self.ends:
+            session = end.port._session
+            if session is None or end.events[-1:] != ["guest_started"]:
+                continue
+            if self.forgetful:
+                session.memory.logging = False
+            if self.holding.is_set():
+                session.memory.mark(*self.untouched)
+            if self.flowing.is_set():
+                self._give(end)
+
     def _give(self, end: BackEnd) -> None:
-        session = end.port._session
-        if session is None:
-            return
-        if self.forgetful:
-            session.memory.logging = False
         if self.late.is_set() and self.first_late is None:
             self.first_late = self.given
-        end.port.write(Batch.of([datagram(self.given)]))
+        end.port.write(Batch.of([echo(self.given)]))
         self.given += 1
 
     def end(self) -> None:
@@ -83,15 +103,21 @@ class Traffic(threading.Thread):
 
 
 def tagged(number: int, n: int) -> bytes:
-    """Block `n` of datagram `number`."""
+    """Block `n` of echo request `number`."""
     return (_TAG % (number, n) + block())[:BLOCK]
 
 
-def datagram(number: int, source: int = 1) -> bytes:
-    """A UDP datagram from 10.77.0.`source` to the guest's port 9, where nobody listens, without a checksum."""
+def echo(number: int, source: int = 1) -> bytes:
+    """An ICMP echo request from 10.77.0.`source` to the guest."""
     payload = b"".join(tagged(number, n) for n in range(BLOCKS))
-    udp = struct.pack(">HHHH", 9999, 9, 8 + len(payload), 0) + payload
-    header = bytearray(struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0x4000, 64, 17, 0))
+    icmp = bytearray(struct.pack(">BBHHH", 8, 0, 0, 1, number & 0xFFFF) + payload)
+    icmp[2:4] = _checksum(icmp)
+    header = bytearray(struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(icmp), 0, 0x4000, 64, 1, 0))
     header += bytes([10, 77, 0, source, 10, 77, 0, 2])
-    header[10:12] = struct.pack(">H", ~(sum(struct.unpack(">10H", header)) % 0xFFFF) & 0xFFFF)
-    return bytes.fromhex("525400123456525400000001") + b"\x08\0" + bytes(header) + udp
+    header[10:12] = _checksum(header)
+    return bytes.fromhex("525400123456525400000001") + b"\x08\0" + bytes(header + icmp)
+
+
+def _checksum(data: bytes | bytearray) -> bytes:
+    """RFC 1071, of an even number of bytes that are not all zero."""
+    return struct.pack(">H", ~(sum(struct.unpack(f">{len(data) // 2}H", data)) % 0xFFFF) & 0xFFFF)

@@ -10,7 +10,7 @@ import pytest
 
 from bench.vm.guest import PATIENCE, QEMU, Guest, vhost_user
 from lockstep.batch import Batch
-from vm.backend import BackEnd, Traffic, datagram
+from vm.backend import BackEnd, Traffic, echo
 
 pytestmark = [pytest.mark.root, pytest.mark.needs(QEMU[0], "apt-get", "dpkg-deb"), pytest.mark.timeout(120)]
 
@@ -32,7 +32,7 @@ def test_every_ring_of_two_pairs_is_used_both_ways(run_dir: Path) -> None:
             guest.run(f"arp -s 10.77.0.{9 + processor} 52:54:00:00:00:0{processor}")
             guest.status(f"taskset {processor} ping -c 1 -W 1 10.77.0.{9 + processor}")
         traffic.end()
-        end.port.write(Batch.of([datagram(n, source=n) for n in range(20, 40)]))
+        end.port.write(Batch.of([echo(n, source=n) for n in range(20, 40)]))
         rings = {queue.index: queue.ring.base for queue in end.port._session.queues}
         assert min(rings.values()) > 0, rings
         assert rings[0] + rings[2] >= 20
