@@ -32,8 +32,6 @@ def core_of(service: Service, node: Node) -> Core:
     """A new core of a service; of the comparer with `guests`, one over the cores of all of them."""
     if service == "comparer" and node.guests:
         return cast(Core, importlib.import_module("services.comparer.guests").Guests(node))
-    if service == "comparer" and node.comparer.secondary == "digest":
-        return cast(Core, importlib.import_module("services.comparer.digest").Digested(node))
     return cast(Core, importlib.import_module(f"services.{service}.core").Core(node))
 
 

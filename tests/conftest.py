@@ -22,13 +22,14 @@ from hypothesis import HealthCheck, settings
 # `bench` and `tests` are not installed. Last, so that what is tested is what was installed and not this folder.
 sys.path.append(str(Path(__file__).parents[1]))
 
-# HYPOTHESIS_EXAMPLES: how many of a property are tried where its test names no number.
+# HYPOTHESIS_EXAMPLES: how many of a property are tried where its test names no number. CI tries the same each time.
 settings.register_profile(
     "lockstep",
     deadline=None,
     max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "100")),
     suppress_health_check=[HealthCheck.too_slow],
     print_blob=True,
+    derandomize=os.environ.get("LOCKSTEP_REQUIRE") == "all",
 )
 settings.load_profile("lockstep")
 

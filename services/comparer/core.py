@@ -18,16 +18,17 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from lockstep.batch import Batch, BatchBuilder, Buffer
 from lockstep.config import Node
 from lockstep.flow.key import describe, is_tcp_key
-from lockstep.streams import EVENTS, PRIMARY, RELEASED, SECONDARY, CommandError, Cut, Event, Gap, Item, Output
+from lockstep.streams import DIGESTS, EVENTS, PRIMARY, RELEASED, SECONDARY, CommandError, Cut, Event, Gap, Item, Output
 from lockstep.wire import arp, ethernet, frame, icmp, tcp
 from lockstep.wire.frame import Frame, dissect
 from lockstep.withheld import Withheld
+from services.comparer.digest import Mismatch, Told, Undigest
 from services.comparer.ease import SILENCE, STALE, STALL, can_be_eased, ease, speaks_for_itself
 from services.comparer.evidence import Evidence
 from services.comparer.flow import (
@@ -109,7 +110,9 @@ class Core:
         self._config = config.comparer
         self._rules = Rules(self._config.passthrough)
         self.counters = dict.fromkeys(COUNTERS, 0)
-        self._lane = Lane(self, self._config.max_flows, self._config.max_bytes)
+        digests = self._config.secondary == "digest"
+        self._undigest = Undigest(self.counters) if digests else None
+        self._lane = Lane(self, self._config.max_flows, self._config.max_bytes, digests=digests)
         self._lane.ask = self._rules.any
         self._table = FlowTable(self._config, self.counters, self._lane)
         self._primary_fragments = Reassembly(self._config.compare_timeout)
@@ -141,14 +144,18 @@ class Core:
         self._out = BatchBuilder()
         self._ready: list[Batch] = []
         self._events: list[Event] = []
+        #: Frames of a digest are heard: none of their flows may leave the careful path in between.
+        self._hearing = False
 
     # --- the core's interface
 
     def push(self, stream: str, item: Item, now: float) -> list[Output]:
-        """Take a batch, cut or gap of `primary` or `secondary`."""
+        """Take a batch, cut or gap of `primary` or `secondary`; in digest mode `digests` is in its place."""
         self._table.start(now)
+        if stream == DIGESTS and self._undigest is not None:
+            stream = SECONDARY
         if isinstance(item, Batch):
-            if self._evidence is not None:
+            if self._evidence is not None and (stream == PRIMARY or self._undigest is None):
                 self._evidence.note(stream, item, now)
             if stream == PRIMARY:
                 return self._primary(item, now)
@@ -367,20 +374,26 @@ class Core:
                 self._out.append(data[start:end], vnet)  # behind what has left of this flow just now
             else:
                 self._lane.leave(kept, index, start)
+            if self._undigest is not None and kind == frame.TCP and flow.state in (PROTECTED, DIVERGED):
+                dissect(f, data, start + vnet, end)
+                self._hear_told(self._undigest.primary(flow.key, f, data), now)
             self._calm(flow)
 
     def promoted(
-        self, flow: TcpFlow, said: list[tuple[Buffer, int, int]], held: list[Held], now: float, late: bool
+        self, flow: TcpFlow, said: list[tuple[Batch, int, int]], held: list[Held], now: float, late: bool
     ) -> None:
         """Go on carefully with a flow of the lane: what the secondary said, and what of the primary waits."""
         self._table.flows[flow.key] = flow
         flow.calm = CALM if late else -AGITATED
         flow.touched = now
         self._table.kept += flow.kept()
-        for data, start, end in said:
-            dissect(self._frame, data, start, end)
+        if self._undigest is not None:
+            self._undigest.adopt(flow, held)
+            said = self._frames_of(said, now)
+        for batch, start, end in said:
+            dissect(self._frame, batch.data, start + batch.vnet, end)
             if flow.state == PROTECTED:
-                self._note(flow, self._frame, data, now)
+                self._note(flow, self._frame, batch.data, now)
         for head in held:
             self._queue(flow, head, now)
 
@@ -400,6 +413,8 @@ class Core:
             self._into_the_lane(flow)
 
     def _into_the_lane(self, flow: TcpFlow) -> None:
+        if self._undigest is not None and (self._hearing or not self._undigest.release(flow)):
+            return
         if self._lane.demote(flow):
             self._ready += [*self._lane.leaving(), *self._out.take()]
             self._table.take_out(flow)
@@ -598,7 +613,7 @@ class Core:
             self.counters["secondary_other_epoch"] += len(batch)
 
     def _secondary(self, batch: Batch, now: float) -> None:
-        self.counters["secondary_frames"] += len(batch)
+        self.counters["secondary_frames"] += len(batch) - (self._undigest is not None)  # a key is none
         self._lane.room = self._config.max_flows - len(self._table.flows) - self._lane.count
         self._lane.secondary(batch, now)
 
@@ -618,6 +633,38 @@ class Core:
                 self._hear(f, whole.frame, 0, now)
         else:
             self._hear(f, data, start, now)
+
+    def careful_record(self, batch: Batch, start: int, end: int, now: float) -> None:
+        """Take a record of the secondary (digest mode) that is not for the lane; it begins at `start`."""
+        assert self._undigest is not None
+        self._hear_told(self._undigest.secondary(bytes(batch.data[start:end]), batch.vnet), now)
+
+    def _hear_told(self, told: Told, now: float) -> None:
+        """Take the secondary's frames that hashes have proven."""
+        self._hearing = True
+        for batch in self._proven(told, now):
+            self.careful_secondary(batch, 0, batch.lengths[0], now)
+        self._hearing = False
+
+    def _frames_of(self, records: list[tuple[Batch, int, int]], now: float) -> list[tuple[Batch, int, int]]:
+        """The frames that records give at once, likewise as batch, start and end."""
+        assert self._undigest is not None
+        frames = []
+        for records_of, start, end in records:
+            told = self._undigest.secondary(bytes(records_of.data[start:end]), records_of.vnet)
+            frames += [(batch, 0, batch.lengths[0]) for batch in self._proven(told, now)]
+        return frames
+
+    def _proven(self, told: Told, now: float) -> Iterator[Batch]:
+        """Each frame that hashes have proven, in a batch of its own; what differs is told."""
+        for one in told:
+            if isinstance(one, Mismatch):
+                self._events.append(Event("digest_mismatch", describe(one.key) | {"seq": one.seq, "size": one.size}))
+                continue
+            batch = Batch.of([one[0]], one[1], self.epoch)
+            if self._evidence is not None:
+                self._evidence.note(SECONDARY, batch, now)
+            yield batch
 
     def _hear(self, f: Frame, data: Buffer, start: int, now: float) -> None:
         """Take what the secondary said in the frame that begins at `start`, and let out what that proves."""
@@ -826,6 +873,8 @@ class Core:
             flow.committed()
         self._lane.committed()
         self._secondary_fragments.clear()
+        if self._undigest is not None:
+            self._undigest.forget_secondary()
 
     def _hear_early(self, now: float) -> None:
         """Take what the secondary has said in an epoch that begins, or becomes known, only now."""
@@ -861,12 +910,20 @@ class Core:
         fragments = self._primary_fragments.clear()
         self.counters["unchecked"] += len(fragments)
         self._append(fragments)
+        if self._undigest is not None:
+            self._undigest.clear()
 
     # --- outputs
 
     def _outputs(self) -> list[Output]:
         """What the push at work has to send: released frames first."""
         self.counters["dropped_fragments"] = self._primary_fragments.given_up
+        if self._lane.chunks:
+            self.counters["digests"] += self._lane.chunks
+            self._lane.chunks = 0
+        if self._lane.matched:
+            self.counters["matched"] += self._lane.matched
+            self._lane.matched = 0
         batches = self._lane.leaving()
         if self._ready or self._out:
             batches = [*self._ready, *batches, *self._out.take()]

@@ -1,7 +1,8 @@
-"""Digest mode, the comparer's half: what the secondary said, with the bytes that it must have said.
+"""Digest mode, off the lane: what the secondary said, with the bytes that it must have said.
 
-The primary's payload is kept by place. A record of the secondary's (`services/redirector/digest.py`) names a
-place, a length and a hash; once the primary has said all of that place, its bytes are hashed. If the hash is
+In the lane a chunk that the secondary hashed is compared where it lies (`lane.py`). Of the flows that take the
+careful path, the primary's payload is kept by place. A record of the secondary's (`services/redirector/digest.py`)
+names a place, a length and a hash; once the primary has said all of that place, its bytes are hashed. If the hash is
 the same, the secondary said these very bytes there, and its frame is put together again: the record's headers,
 and the primary's bytes. From there on it is compared like any frame. If the hash is another, the two have
 said different things somewhere in that segment. Nothing else ever becomes a frame of the secondary's: a byte
@@ -15,20 +16,17 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import groupby
-from typing import Any
 
-from lockstep.batch import Batch, Buffer
-from lockstep.config import Node
-from lockstep.flow.key import describe, flow_key
-from lockstep.streams import DIGESTS, PRIMARY, SECONDARY, Cut, Event, Item, Output
+from lockstep.batch import Buffer
+from lockstep.flow.key import flow_key
 from lockstep.wire import ipv4, ipv6, tcp
 from lockstep.wire.frame import TCP, Frame, dissect
 from lockstep.wire.seqnum import add, diff
-from services.comparer.core import Core
-from services.redirector.digest import DIGEST, DIGEST_HEAD, HASH_BYTES, KEY, KEY_BYTES, WHOLE, hashed
+from services.comparer.flow import Held
+from services.comparer.tcp import TcpFlow
+from services.redirector.digest import DIGEST, DIGEST_HEAD, HASH_BYTES, KEY, WHOLE, Hasher, hasher
 
 #: Bytes of the primary, and records of the secondary, that are kept for one flow; and behind what is proven.
 MOST_BYTES = 4 << 20
@@ -37,6 +35,11 @@ HISTORY = 256 << 10
 #: Bytes kept for all flows, each counted with what it costs besides; the one that was silent longest goes first.
 MOST_KEPT = 256 << 20
 OVERHEAD = 1024
+#: What a record that waits is counted as.
+RECORD = 512
+
+#: Counters of a comparer in digest mode. digests: chunks that came; the others tell what became of them.
+COUNTERS = ("digests", "matched", "mismatched", "given_up", "malformed_records")
 
 _SEQ = struct.Struct(">4xI")
 _U16 = struct.Struct(">H")
@@ -55,7 +58,6 @@ class Record:
     size: int
     hash: bytes
     vnet: int
-    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,8 @@ class Mismatch:
     size: int
 
 
-#: What follows from a frame or a record: frames of the secondary with `(vnet, epoch)`, and mismatches.
-Told = list["tuple[bytes, int, int] | Mismatch"]
+#: What follows from a frame or a record: frames of the secondary with their virtio-net header's size, and mismatches.
+Told = list["tuple[bytes, int] | Mismatch"]
 
 
 @dataclass(slots=True)
@@ -81,6 +83,9 @@ class _Flow:
     end: int | None = None
     waiting: deque[Record] = field(default_factory=deque)
     told: bool = False
+
+    def kept(self) -> int:
+        return self.size + RECORD * len(self.waiting) + OVERHEAD
 
     def keep(self, seq: int, payload: bytes) -> None:
         self.segments.append((seq, payload))
@@ -120,81 +125,111 @@ class _Flow:
 
 
 class Undigest:
-    """Turns records into frames, as the primary's bytes allow."""
+    """Turns records into frames, as the primary's bytes allow. Counts in `counters`."""
 
-    def __init__(self) -> None:
+    def __init__(self, counters: dict[str, int]) -> None:
+        self.counters = counters
+        counters.update(dict.fromkeys(COUNTERS, 0))
         self._secret = b""
+        self._hashed: Hasher | None = None
         self._frame = Frame()
         #: The flow that said something last is the last.
         self._flows: dict[bytes, _Flow] = {}
         self._kept = 0
-        self.counters = {"digests": 0, "matched": 0, "mismatched": 0, "given_up": 0, "malformed_records": 0}
 
-    def primary(self, data: Buffer, start: int, end: int) -> Told:
-        """Keep what a primary frame (without virtio-net header) says, and give what that proves of the secondary."""
-        f = self._frame
-        if dissect(f, data, start, end) != TCP:
-            return []
-        key = flow_key(f, data)
+    def primary(self, key: bytes, f: Frame, data: Buffer) -> Told:
+        """Keep what a segment of the primary says, dissected in `f`, and give what that proves of the secondary."""
         if data[f.l4 + tcp.FLAGS] & tcp.SYN:
-            self._drop(key)  # another stream, with numbers of its own
+            self.drop(key)  # another stream, with numbers of its own
         if f.payload_end == f.payload:
             return []
-        flow = self._of(key)
-        before = flow.size
+        flow, before = self._of(key)
         flow.keep(_SEQ.unpack_from(data, f.l4)[0], bytes(data[f.payload : f.payload_end]))
         told = self._settled(flow)
-        self._kept += flow.size - before
-        while self._kept > MOST_KEPT:
-            self._drop(next(iter(self._flows)))
+        self._count(flow, before)
         return told
 
-    def secondary(self, record: bytes, vnet: int, epoch: int) -> Told:
+    def secondary(self, record: bytes, vnet: int) -> Told:
         """What a record gives at once. One that nobody makes is counted, and proves nothing."""
-        kind = record[0]
-        if kind == WHOLE and len(record) > 1:
-            return [(record[1:], vnet, epoch)]
-        if kind == KEY and len(record) == 1 + KEY_BYTES:
-            if record[1:] != self._secret:
-                self._secret = record[1:]
-                for flow in self._flows.values():
-                    self.counters["given_up"] += len(flow.waiting)
-                    flow.waiting.clear()
+        kind = record[0] if len(record) > 1 else None
+        if kind == WHOLE:
+            return [(record[1:], vnet)]
+        if kind == KEY and hasher(record[1:]) is not None:
+            self._take_key(record[1:])
             return []
-        read = self._read(record, vnet, epoch) if kind == DIGEST and self._secret else []
+        read = self._read(record, vnet) if kind == DIGEST and self._hashed is not None else []
         if not read:
             self.counters["malformed_records"] += 1
             return []
         self.counters["digests"] += len(read)
-        flow = self._of(read[0].key)
+        flow, before = self._of(read[0].key)
         flow.waiting.extend(read)
         while len(flow.waiting) > MOST_RECORDS:
             flow.waiting.popleft()
             self.counters["given_up"] += 1
-        before = flow.size
         told = self._settled(flow)
-        self._kept += flow.size - before
+        self._count(flow, before)
         return told
 
-    def committed(self, epoch: int) -> None:
-        """What was said in an epoch before this one proves nothing any more."""
-        for flow in self._flows.values():
-            flow.waiting = deque(record for record in flow.waiting if record.epoch >= epoch)
-            flow.told = False
+    def adopt(self, flow: TcpFlow, held: Iterable[Held]) -> None:
+        """Take over from the lane what the primary said in a flow: its history, and what waits."""
+        one, before = self._of(flow.key)
+        for place, run in flow.said.runs():
+            one.keep(add(flow.frontier_seq, place - flow.frontier), run)
+        for head in held:
+            if head.payload_end > head.payload:
+                one.keep(_SEQ.unpack_from(head.data, head.l4)[0], head.data[head.payload : head.payload_end])
+        self._count(one, before)
 
-    def _of(self, key: bytes) -> _Flow:
+    def release(self, flow: TcpFlow) -> bool:
+        """Give up what is kept of a flow that goes into the lane; False if records wait for what is yet to come."""
+        one = self._flows.get(flow.key)
+        if one is None:
+            return True
+        if any(diff(add(record.seq, record.size), flow.frontier_seq) > 0 for record in one.waiting):
+            return False
+        self.drop(flow.key)
+        return True
+
+    def drop(self, key: bytes) -> None:
+        """Give up all that is kept of a flow."""
+        flow = self._flows.pop(key, None)
+        if flow is not None:
+            self._kept -= flow.kept()
+            self.counters["given_up"] += len(flow.waiting)
+
+    def clear(self) -> None:
+        """Know no flow any more."""
+        self._flows.clear()
+        self._kept = 0
+
+    def forget_secondary(self) -> None:
+        """What the secondary has said so far proves nothing any more."""
+        for flow in self._flows.values():
+            before = flow.kept()
+            self.counters["given_up"] += len(flow.waiting)
+            flow.waiting.clear()
+            flow.told = False
+            self._kept += flow.kept() - before
+
+    def _take_key(self, secret: bytes) -> None:
+        if secret != self._secret:
+            self._secret, self._hashed = secret, hasher(secret)
+            self.forget_secondary()
+
+    def _of(self, key: bytes) -> tuple[_Flow, int]:
+        """A flow, which is the last from now on, and how much is kept of it."""
         flow = self._flows.pop(key, None)
         if flow is None:
             flow = _Flow()
-            self._kept += OVERHEAD
+            self._kept += flow.kept()
         self._flows[key] = flow
-        return flow
+        return flow, flow.kept()
 
-    def _drop(self, key: bytes) -> None:
-        flow = self._flows.pop(key, None)
-        if flow is not None:
-            self._kept -= flow.size + OVERHEAD
-            self.counters["given_up"] += len(flow.waiting)
+    def _count(self, flow: _Flow, before: int) -> None:
+        self._kept += flow.kept() - before
+        while self._kept > MOST_KEPT:
+            self.drop(next(iter(self._flows)))
 
     def _settled(self, flow: _Flow) -> Told:
         told: Told = []
@@ -203,9 +238,9 @@ class Undigest:
             said = flow.read(record.seq, record.size)
             if said is None:
                 flow.waiting.append(record)
-            elif hashed(said, self._secret) == record.hash:
+            elif self._hashed is not None and self._hashed(said) == record.hash:
                 self.counters["matched"] += 1
-                told.append((record.head + said, record.vnet, record.epoch))
+                told.append((record.head + said, record.vnet))
                 flow.proven(add(record.seq, record.size))
             else:
                 self.counters["mismatched"] += 1
@@ -214,7 +249,7 @@ class Undigest:
                     told.append(Mismatch(record.key, record.seq, record.size))
         return told
 
-    def _read(self, record: bytes, vnet: int, epoch: int) -> list[Record]:
+    def _read(self, record: bytes, vnet: int) -> list[Record]:
         """Its chunks, if its headers are those of a TCP segment with the payload cut off; none otherwise."""
         if len(record) < DIGEST_HEAD.size:
             return []
@@ -234,7 +269,7 @@ class Undigest:
             part = min(chunk, size - at)
             own = _head_of_chunk(head, f, at, part, last=at + part == size)
             one = said[number * HASH_BYTES : (number + 1) * HASH_BYTES]
-            chunks.append(Record(own, key, add(seq, at), part, one, vnet, epoch))
+            chunks.append(Record(own, key, add(seq, at), part, one, vnet))
         return chunks
 
 
@@ -264,79 +299,3 @@ def _missing(head: bytes, vnet: int) -> int:
     if ethertype == b"\x86\xdd" and len(head) >= at + ipv6.HEADER:
         return int(at + ipv6.HEADER + _U16.unpack_from(head, at + ipv6.PAYLOAD_LENGTH)[0] - len(head))
     return 0
-
-
-class Digested:
-    """The comparer of a secondary in digest mode: a core like any other, around the comparer's own.
-
-    primary ───▶┬──────────────────────▶ the comparer ──▶ released
-                ▼                              ▲
-    digests ──▶ Undigest ── frames ────────────┘
-    """
-
-    def __init__(self, config: Node) -> None:
-        self._core = Core(config)
-        self._undigest = Undigest()
-
-    @property
-    def epoch(self) -> int:
-        """The comparer's."""
-        return self._core.epoch
-
-    @property
-    def counters(self) -> dict[str, int]:
-        """The comparer's, and those of the records."""
-        return self._core.counters | self._undigest.counters
-
-    def push(self, stream: str, item: Item, now: float) -> list[Output]:
-        """Take an item of `primary` or `digests`, or an event."""
-        if stream != DIGESTS:
-            outputs = list(self._core.push(stream, item, now))
-            if stream == PRIMARY and isinstance(item, Batch):
-                data, vnet = item.data, item.vnet
-                for start, end in item.spans():
-                    outputs += self._hear(self._undigest.primary(data, start + vnet, end), now)
-            elif isinstance(item, Cut) and item.phase == "commit":
-                self._undigest.committed(self._core.epoch)
-            return outputs
-        if not isinstance(item, Batch):
-            return list(self._core.push(SECONDARY, item, now))
-        told: Told = []
-        for start, end in item.spans():
-            told += self._undigest.secondary(bytes(item.data[start:end]), item.vnet, item.epoch)
-        return self._hear(told, now)
-
-    def _hear(self, told: Told, now: float) -> list[Output]:
-        """Give the comparer the secondary's frames, in order, and tell of what differs."""
-        outputs: list[Output] = []
-        frames = [one for one in told if not isinstance(one, Mismatch)]
-        for (vnet, epoch), group in groupby(frames, key=lambda frame: frame[1:]):
-            outputs += self._core.push(SECONDARY, Batch.of([frame for frame, _, _ in group], vnet, epoch), now)
-        for one in told:
-            if isinstance(one, Mismatch):
-                outputs.append(Event("digest_mismatch", describe(one.key) | {"seq": one.seq, "size": one.size}))
-        return outputs
-
-    def tick(self, now: float, heard: float | None = None) -> list[Output]:
-        """See Core in lockstep.streams."""
-        return list(self._core.tick(now, heard))
-
-    def next_deadline(self) -> float | None:
-        """See Core in lockstep.streams."""
-        return self._core.next_deadline()
-
-    def command(self, op: str, arguments: Mapping[str, Any], now: float) -> tuple[dict[str, Any], list[Output]]:
-        """What the comparer does."""
-        return self._core.command(op, arguments, now)
-
-    def reload(self, config: Node) -> None:
-        """See Core in lockstep.streams."""
-        self._core.reload(config)
-
-    def undelivered(self, stream: str, item: Batch | Cut, now: float) -> list[Output]:
-        """See Core in lockstep.streams."""
-        return self._core.undelivered(stream, item, now)
-
-    def status(self) -> dict[str, Any]:
-        """The comparer's."""
-        return self._core.status()

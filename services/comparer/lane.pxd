@@ -1,7 +1,9 @@
 cimport cython
+from libc.string cimport memcpy, memset
 from lockstep.flow.records cimport Records
 from lockstep.wire.bytes cimport equal, number32
 from lockstep.wire.frame cimport Frame, dissect, dissect_at
+from lockstep.wire.view cimport View
 from services.comparer.side cimport Kept, Side
 
 cdef unsigned int _FIELDS, _FLAGS
@@ -13,6 +15,8 @@ cdef int _TCP, _CHATTER
 cdef unsigned int _SEQ, _ACK_NUMBER, _FLAGS_AT, _WINDOW, _ACK, _ORDINARY
 cdef long long _MANY, _AHEAD
 cdef unsigned int _MASK, _HALF
+cdef unsigned int _PROVEN
+cdef int _MOST_HEADERS, _MOST_ANNOUNCED, _MOST_ENTRIES, _WHOLE, _DIGEST, _KEY, _HASH_BYTES, _HEAD_BYTES, _MALFORMED
 
 @cython.final
 cdef class Lane:
@@ -29,6 +33,15 @@ cdef class Lane:
     cdef object _builder
     cdef long long _swept, _brought_bytes, _most_bytes
     cdef dict _brought
+    cdef bint _digests
+    cdef object _headers, _hasher
+    cdef bytes _secret
+    cdef unsigned char* _header
+    cdef public long long chunks, matched
+    cdef int _shift, _chunk, _hashes, _dirty
+    cdef View _view
+
+    cdef _see(self, View headers)
 
     cpdef primary(self, batch, double now, long long number)
     @cython.locals(f=Frame, data="const unsigned char*", fields="unsigned int*", side=Side, seconds=cython.uint,
@@ -36,10 +49,28 @@ cdef class Lane:
                    at=cython.longlong, size=cython.uint, seq=cython.uint, entry=cython.uint, last=cython.uint)
     cdef _take_primary(self, Kept kept, int vnet)
     cpdef secondary(self, batch, double now)
-    @cython.locals(f=Frame, data="const unsigned char*", fields="unsigned int*", side=Side, seconds=cython.uint,
-                   end=cython.int, start=cython.int, index=cython.int, l4=cython.int, record=cython.longlong,
-                   at=cython.longlong, size=cython.uint, seq=cython.uint, entry=cython.uint)
+    @cython.locals(f=Frame, data="const unsigned char*", head="const unsigned char*", fields="unsigned int*",
+                   seconds=cython.uint, end=cython.int, start=cython.int, index=cython.int, kind=cython.int, l4=cython.int,
+                   record=cython.longlong, at=cython.longlong, size=cython.uint, seq=cython.uint)
     cdef _take_secondary(self, Kept kept, int vnet)
+    @cython.locals(fields="unsigned int*", side=Side, at=cython.longlong, entry=cython.uint)
+    cdef unsigned int _queue_secondary(self, Kept kept, unsigned int index, unsigned int start, unsigned int l4,
+                                       unsigned int size, long long record) noexcept
+    cdef _careful_secondary(self, Kept kept, long long start, long long end)
+    @cython.locals(f=Frame, data="const unsigned char*", chunk=cython.int, length=cython.int, hashes=cython.int,
+                   most=cython.int, kind=cython.int, size=cython.int, chunks=cython.int)
+    cdef int _open_record(self, Kept kept, int start, int end, int vnet) except -1
+    cdef const unsigned char* _header_bytes(self) noexcept
+    cdef void _copy_headers(self, Kept kept, int start, int length) noexcept
+    cdef _take_key(self, bytes secret)
+    @cython.locals(hashes=cython.uint, part=cython.int, entry=cython.uint)
+    cdef void _queue_chunks(self, Kept kept, unsigned int index, unsigned int start, unsigned int l4, int size,
+                            long long record) noexcept
+    @cython.locals(ring="unsigned int*", size=cython.uint, at=cython.uint)
+    cdef bint _has_hash(self, long long record, Kept kept, unsigned int payload, unsigned int rest, Kept other,
+                        unsigned int s) except -1
+    @cython.locals(fields="unsigned int*", ring="unsigned int*", number=cython.uint, skipped=cython.uint, entry=cython.uint)
+    cdef bytearray _gathered(self, long long record, unsigned int size)
     @cython.locals(count=cython.longlong, index=cython.longlong, start=cython.longlong, kind=cython.int)
     cdef void _look_ahead(self, Kept kept, int vnet, long long first, long long end) noexcept
     @cython.locals(record=cython.longlong)
@@ -51,7 +82,7 @@ cdef class Lane:
     @cython.locals(fields="unsigned int*", p_ring="unsigned int*", s_ring="unsigned int*", at=cython.longlong, p=cython.uint,
                    s=cython.uint, kept=Kept, other=Kept, data="const unsigned char*", l4=cython.uint, size=cython.uint,
                    payload=cython.uint, other_l4=cython.uint, other_size=cython.uint, other_payload=cython.uint,
-                   part=cython.uint, ack=cython.uint, low=cython.uint)
+                   part=cython.uint, ack=cython.uint, low=cython.uint, hashed=cython.uint)
     cdef _match(self, long long record)
     @cython.locals(fields="unsigned int*", edge=cython.uint)
     cdef bint _as_it_is(self, long long at, const unsigned char* data, int l4) noexcept

@@ -18,6 +18,10 @@ lane decides one thing alone: that a frame is proven. Differences, time-outs and
 
 What left lately is kept by reference for a while: a promoted flow is given its history, with which the
 primary's retransmissions are compared.
+
+In digest mode (`services/redirector/digest.py`) the secondary's queue has an entry for each chunk that it hashed.
+Once the primary has said all of a chunk its bytes are hashed; if the hash is the same, they are what the
+secondary said, and need not be compared any more.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from lockstep.flow.records import FIELDS, FLAGS, MOST_TAGS, OWN, Records
 from lockstep.wire import frame, tcp
 from lockstep.wire.bytes import equal, number32
 from lockstep.wire.frame import Frame, dissect, dissect_at
+from lockstep.wire.view import View
 from services.comparer.flow import Held
 from services.comparer.said import Said
 from services.comparer.side import (
@@ -45,6 +50,7 @@ from services.comparer.side import (
 )  # fmt: skip
 from services.comparer.tcp import HISTORY, TcpFlow
 from services.comparer.window import Window
+from services.redirector.digest import DIGEST, HASH_BYTES, HEAD_BYTES, KEY, WHOLE, Hasher, hasher
 
 try:
     import cython
@@ -72,6 +78,13 @@ MANY, AHEAD = 16_384, 32
 #: Records looked at in one sweep.
 SWEPT = 65_536
 
+#: Of the secondary's entries in digest mode, E_PREVIOUS is where the hash lies. PROVEN: the bytes are the primary's.
+PROVEN = 1
+#: Bytes of a record's headers, and of the payload that they announce, at most.
+MOST_HEADERS, MOST_ANNOUNCED = 1024, 0xFFFF
+#: Entries of one batch at most: a record can have many chunks.
+MOST_ENTRIES = RING // 2
+
 #: Bits of FLAGS. CAREFUL: a `TcpFlow` stands for this flow. The shift of the window scale is in bits 8 to 11.
 CAREFUL, P_SEEN, S_SEEN, ACKED_SET, LEFT_SET, SCALED, EDGE_SET, TOLD_SET = (1 << bit for bit in range(8))
 SYN_KNOWN, MATCHED_KNOWN = 1 << 12, 1 << 13
@@ -97,14 +110,26 @@ _SEQ, _ACK_NUMBER, _FLAGS_AT, _WINDOW = tcp.SEQ, tcp.ACK_NUMBER, tcp.FLAGS, tcp.
 _ACK = tcp.ACK
 _ORDINARY = tcp.ACK | tcp.SYN | tcp.FIN | tcp.RST | tcp.URG
 _MANY, _AHEAD = MANY, AHEAD
+_PROVEN, _MOST_HEADERS, _MOST_ANNOUNCED, _MOST_ENTRIES = PROVEN, MOST_HEADERS, MOST_ANNOUNCED, MOST_ENTRIES
+_WHOLE, _DIGEST, _KEY, _HASH_BYTES, _HEAD_BYTES = WHOLE, DIGEST, KEY, HASH_BYTES, HEAD_BYTES
+_MALFORMED = frame.MALFORMED
 _MASK, _HALF = 0xFFFFFFFF, 0x80000000
 
 
 class Lane:
     """The flows in the lane, and the batches of both sides that they wait in. `core` does all that is careful."""
 
-    def __init__(self, core: Core, capacity: int, most_bytes: int) -> None:
+    def __init__(self, core: Core, capacity: int, most_bytes: int, *, digests: bool = False) -> None:
         self.core = core
+        self._digests = digests
+        #: Of the record at work: where the headers lie, how far behind that place in its batch, and its chunks.
+        self._headers = bytearray(MOST_HEADERS + MOST_ANNOUNCED if digests else 1)
+        self._shift = self._chunk = self._hashes = self._dirty = 0
+        #: Chunks that came for the lane, and those that were proven there, since somebody last looked.
+        self.chunks = self.matched = 0
+        self._secret = b""
+        self._hasher: Hasher | None = None
+        self._see(View(self._headers))
         self._most_bytes = min(MOST_BYTES, most_bytes)
         self.records = Records(capacity)
         self.fields = self.records.fields
@@ -125,6 +150,11 @@ class Lane:
         self._brought: dict[int, tuple[float, Said]] = {}
         self._brought_bytes = 0
         self._swept = 0
+
+    def _see(self, headers: View) -> None:
+        self._view = headers  # so that nobody moves them
+        if cython.compiled:
+            self._header = headers.data
 
     # --- what arrives
 
@@ -196,46 +226,54 @@ class Lane:
             self._match(record)
 
     def secondary(self, batch: Batch, now: float) -> None:
-        """Take a batch of the secondary."""
+        """Take a batch of the secondary: of frames, or in digest mode of records."""
         if not batch.lengths:
             return
         self._now = now
-        self._make_room(self._secondary, len(batch.lengths), _S_HEAD)
+        most = len(batch.lengths) + (len(batch.data) // _HASH_BYTES if self._digests else 0)
+        self._make_room(self._secondary, most, _S_HEAD)
         self._take_secondary(self._secondary.take(batch, 0, now), batch.vnet)
         self._secondary.let_go(0, 0)
 
     def _take_secondary(self, kept: Kept, vnet: int) -> None:
-        f, data, fields, side = self._frame, kept.data, self.fields, self._secondary
+        f, data, fields = self._frame, kept.data, self.fields
         seconds = int(self._now)
         end = 0
         for index in range(kept.count):
             start = end
             end += kept.lengths[index]
-            if cython.compiled and not index & _AHEAD - 1 and self.count > _MANY:
+            if cython.compiled and not self._digests and not index & _AHEAD - 1 and self.count > _MANY:
                 self._look_ahead(kept, vnet, index, start)
-            if dissect_at(f, data, start + vnet, end) != _TCP:
-                self.core.careful_secondary(kept.batch, start, end, self._now)
+            if self._digests:
+                kind = self._open_record(kept, start, end, vnet)
+            else:
+                kind = dissect_at(f, data, start + vnet, end)
+            if kind != _TCP:
+                self._careful_secondary(kept, start, end)
                 continue
             l4 = f.l4
-            record = self.records.find(f, data)
+            head = data
+            if self._chunk:
+                head = self._header_bytes()
+            record = self.records.find(f, head)
             at = record * _FIELDS
-            if data[l4 + _FLAGS_AT] & _ORDINARY != _ACK or (record and fields[at + _FLAGS] & _CAREFUL):
+            if head[l4 + _FLAGS_AT] & _ORDINARY != _ACK or (record and fields[at + _FLAGS] & _CAREFUL):
                 if record and not fields[at + _FLAGS] & _CAREFUL:
                     self.promote(record)
-                self.core.careful_secondary(kept.batch, start, end, self._now)
+                self._careful_secondary(kept, start, end)
                 continue
             if not record:
-                record = self._open(f, data)
+                record = self._open(f, head)
                 if not record:
-                    self.core.careful_secondary(kept.batch, start, end, self._now)
+                    self._careful_secondary(kept, start, end)
                     continue
                 at = record * _FIELDS
             size = f.payload_end - f.payload
-            seq = number32(data, l4 + _SEQ)
+            seq = number32(head, l4 + _SEQ)
             if not fields[at + _FLAGS] & _S_SEEN:
                 if fields[at + _FLAGS] & _P_SEEN and seq != fields[at + _FRONT]:
                     self.promote(record)
-                    self.core.careful_secondary(kept.batch, start, end, self._now)
+                    self._careful_secondary(kept, start, end)
                     continue
                 fields[at + _FLAGS] |= _S_SEEN
                 fields[at + _S_SEQ] = seq
@@ -243,20 +281,124 @@ class Lane:
                     fields[at + _FRONT] = seq
             if size and seq != fields[at + _S_SEQ]:
                 self.promote(record)
-                self.core.careful_secondary(kept.batch, start, end, self._now)
+                self._careful_secondary(kept, start, end)
                 continue
             fields[at + _TOUCHED] = seconds
-            self._hear(at, data, l4)
+            self._hear(at, head, l4)
             if size:
                 fields[at + _S_SEQ] = (seq + size) & _MASK
-                side.add(kept, index, start, l4, size, record)
-                if fields[at + _S_HEAD]:
-                    side.ring[side.at(fields[at + _S_TAIL]) + _E_NEXT] = side.entry
+                if self._chunk:
+                    self._queue_chunks(kept, index, start, l4 + self._shift, size, record)
                 else:
-                    fields[at + _S_HEAD] = side.entry
-                fields[at + _S_TAIL] = side.entry
+                    self._queue_secondary(kept, index, start, l4, size, record)
             if fields[at + _P_HEAD]:
                 self._match(record)
+
+    def _queue_secondary(self, kept: Kept, index: int, start: int, l4: int, size: int, record: int) -> int:
+        """Bytes of the secondary that wait, behind its flow's others; the entry's place in the ring."""
+        fields, side, at = self.fields, self._secondary, record * _FIELDS
+        entry = side.add(kept, index, start, l4, size, record)
+        if fields[at + _S_HEAD]:
+            side.ring[side.at(fields[at + _S_TAIL]) + _E_NEXT] = side.entry
+        else:
+            fields[at + _S_HEAD] = side.entry
+        fields[at + _S_TAIL] = side.entry
+        return entry
+
+    def _careful_secondary(self, kept: Kept, start: int, end: int) -> None:
+        if self._digests:
+            self.core.careful_record(kept.batch, start, end, self._now)
+        else:
+            self.core.careful_secondary(kept.batch, start, end, self._now)
+
+    # --- digest mode
+
+    def _open_record(self, kept: Kept, start: int, end: int, vnet: int) -> int:
+        """The kind of the frame that a record tells of, dissected; MALFORMED where the careful path is to judge.
+
+        A frame that is whole lies in its batch. Of another the headers are copied to where as many zeros follow
+        as they announce bytes: they are dissected like any frame, and nothing is read beyond what is there.
+        """
+        f, data = self._frame, kept.data
+        self._chunk = self._shift = 0
+        if end - start <= 1:
+            return _MALFORMED
+        if data[start] == _WHOLE:
+            return dissect_at(f, data, start + 1 + vnet, end)
+        if data[start] == _KEY:
+            self._take_key(bytes(kept.batch.data[start + 1 : end]))
+            return _MALFORMED
+        if data[start] != _DIGEST or end - start < _HEAD_BYTES or self._hasher is None:
+            return _MALFORMED
+        chunk = data[start + 1] << 8 | data[start + 2]
+        length = data[start + 3] << 8 | data[start + 4]
+        hashes = start + _HEAD_BYTES + length
+        if not chunk or length > _MOST_HEADERS or hashes > end:
+            return _MALFORMED
+        self._copy_headers(kept, start + _HEAD_BYTES, length)
+        most = length + _MOST_ANNOUNCED
+        kind = dissect_at(f, self._header_bytes(), vnet, most)
+        size = f.payload_end - f.payload
+        chunks = (size + chunk - 1) // chunk
+        if kind != _TCP or f.payload != length or size <= 0 or f.payload_end == most:
+            return _MALFORMED
+        if end - hashes != chunks * _HASH_BYTES or kept.entries + chunks > _MOST_ENTRIES:
+            return _MALFORMED
+        self._chunk, self._shift, self._hashes = chunk, start + _HEAD_BYTES, hashes
+        return kind
+
+    def _header_bytes(self) -> Buffer:
+        if cython.compiled:
+            return self._header  # type: ignore[no-any-return]
+        else:  # noqa: RET505  (a compiler leaves it out only like this)
+            return self._headers
+
+    def _copy_headers(self, kept: Kept, start: int, length: int) -> None:
+        """Put a record's headers in front of nothing but zeros."""
+        if cython.compiled:
+            memset(self._header, 0, self._dirty)  # type: ignore[name-defined]  # noqa: F821
+            memcpy(self._header, kept.data + start, length)  # type: ignore[name-defined]  # noqa: F821
+        else:
+            self._headers[: self._dirty] = bytes(self._dirty)
+            self._headers[:length] = kept.data[start : start + length]
+        self._dirty = length
+
+    def _take_key(self, secret: bytes) -> None:
+        """What was hashed with another key proves nothing any more, of whatever waits."""
+        if secret != self._secret:
+            self.promote_waiting(self._now)
+            self._secret = secret
+            self._hasher = hasher(secret)
+
+    def _queue_chunks(self, kept: Kept, index: int, start: int, l4: int, size: int, record: int) -> None:
+        hashes = self._hashes
+        while size > 0:
+            part = min(self._chunk, size)
+            entry = self._queue_secondary(kept, index, start, l4, part, record)
+            self._secondary.ring[entry + _E_PREVIOUS] = hashes
+            hashes += _HASH_BYTES
+            size -= part
+            self.chunks += 1
+
+    def _has_hash(self, record: int, kept: Kept, payload: int, rest: int, other: Kept, s: int) -> bool:
+        """Whether the primary's bytes from `payload` on, `rest` of which lie there, have the hash of entry `s`."""
+        ring = self._secondary.ring
+        size, at = ring[s + _E_SIZE], ring[s + _E_PREVIOUS]
+        said = memoryview(kept.batch.data)[payload : payload + size] if rest >= size else self._gathered(record, size)
+        same: bool = self._hasher(said) == bytes(other.batch.data[at : at + _HASH_BYTES])  # type: ignore[misc]
+        return same
+
+    def _gathered(self, record: int, size: int) -> bytearray:
+        """Bytes of the primary that wait, from the first that is not compared yet; so many must wait."""
+        fields, ring = self.fields, self._primary.ring
+        number, skipped = fields[record * _FIELDS + _P_HEAD], fields[record * _FIELDS + _P_USED]
+        gathered = bytearray()
+        while len(gathered) < size:
+            entry = self._primary.at(number)
+            gathered += memoryview(self._payload(self._primary.holder(entry), entry))[skipped:]
+            number, skipped = ring[entry + _E_NEXT], 0
+        del gathered[size:]
+        return gathered
 
     def _look_ahead(self, kept: Kept, vnet: int, first: int, end: int) -> None:
         """Have the records of the next frames fetched from memory, all at once instead of one after the other."""
@@ -318,9 +460,18 @@ class Lane:
                 other_l4, other_size = s_ring[s + _E_L4], s_ring[s + _E_SIZE]
                 other_payload = other_l4 + (other.data[other_l4 + 12] >> 4 << 2)
                 part = size - fields[at + _P_USED]
+                hashed = s_ring[s + _E_PREVIOUS]
+                if hashed > _PROVEN:
+                    if (fields[at + _P_SEQ] - fields[at + _FRONT] - fields[at + _P_USED]) & _MASK < other_size:
+                        return  # the primary has not said all of it
+                    if not self._has_hash(record, kept, payload + fields[at + _P_USED], part, other, s):
+                        self.promote(record)
+                        return
+                    s_ring[s + _E_PREVIOUS] = hashed = _PROVEN
+                    self.matched += 1
                 if other_size - fields[at + _S_USED] < part:
                     part = other_size - fields[at + _S_USED]
-                if not equal(
+                if hashed != _PROVEN and not equal(
                     data, payload + fields[at + _P_USED], other.data, other_payload + fields[at + _S_USED], part
                 ):
                     self.promote(record)
@@ -543,16 +694,18 @@ class Lane:
         parts.reverse()
         return b"".join(parts)
 
-    def _said(self, record: int) -> list[tuple[Buffer, int, int]]:
-        """The secondary's frames that wait: buffer, where each begins behind its virtio-net header, and its end."""
+    def _said(self, record: int) -> list[tuple[Batch, int, int]]:
+        """The secondary's frames (or records) that wait: batch, where each begins there, and its end."""
         fields, ring, at = self.fields, self._secondary.ring, record * _FIELDS
-        frames = []
+        frames: list[tuple[Batch, int, int]] = []
         number = fields[at + _S_HEAD]
         while number:
             entry = self._secondary.at(number)
             kept = self._secondary.holder(entry)
             start, index = ring[entry + _E_START], ring[entry + _E_INDEX]
-            frames.append((kept.batch.data, start + kept.batch.vnet, start + kept.batch.lengths[index]))
+            one = kept.batch, start, start + kept.batch.lengths[index]
+            if not frames or frames[len(frames) - 1] != one:  # the chunks of one record come once
+                frames.append(one)
             kept.left -= 1
             number = ring[entry + _E_NEXT]
         return frames

@@ -6,6 +6,8 @@ lie in *runs*, sorted, without overlap and never touching; nearly always there i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from lockstep.batch import Buffer
 
 #: Answers of `check` besides the place of a difference.
@@ -104,6 +106,10 @@ class Said:
             if start <= place < start + len(run):
                 return bytes(run[place - start : place - start + size])
         return b""
+
+    def runs(self) -> Iterator[tuple[int, bytes]]:
+        """All that is kept, as `(place, bytes)`, in order."""
+        return ((start, bytes(run)) for start, run in zip(self._starts, self._runs, strict=True))
 
     def end(self) -> int | None:
         """The place behind the last byte said; None if nothing is kept."""

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 from array import array
 from collections.abc import Mapping
 from typing import Any
@@ -33,7 +32,7 @@ from lockstep.streams import (
 from lockstep.wire import arp, ethernet, frame, ipv4, ipv6, vlan
 from lockstep.wire.frame import Frame, dissect
 from services.redirector.announce import Address, announcements
-from services.redirector.digest import KEY_BYTES, digest
+from services.redirector.digest import digest, hasher, new_secret
 
 #: Addresses of the guest that are learned from its frames, at most.
 MOST_LEARNED = 64
@@ -50,7 +49,7 @@ class Core:
             (
                 "ingress_frames", "guest_frames", "uplink_frames_in", "uplink_frames_out", "uplink_ignored",
                 "ingress_ignored", "dropped_to_guest", "dropped_secondary", "gaps_ingress", "gaps_from_guest",
-                "announcements",
+                "stale_from_guest", "announcements",
             ),
             0,
         )  # fmt: skip
@@ -61,8 +60,9 @@ class Core:
         self._rounds_left = 0
         self._next_round = 0.0
         self._frame = Frame()
-        #: In digest mode, the key of this start.
-        self._key = os.urandom(KEY_BYTES) if config.redirector.secondary == "digest" else None
+        #: In digest mode, the key of this start, and what hashes with it.
+        self._key = new_secret(config.redirector.hash) if config.redirector.secondary == "digest" else None
+        self._hasher = None if self._key is None else hasher(self._key)
         #: (MAC, VLAN tags as they lie in the frame) → the addresses it speaks for.
         self._learned: dict[tuple[bytes, bytes], list[Address]] = {}
         #: What was learned last: most batches say the same again.
@@ -113,8 +113,12 @@ class Core:
         if self._speaking:
             self.counters["uplink_frames_out"] += len(item)
             return [(UPLINK, item)]
-        if self._key is not None:
-            return [(DIGESTS, digest(item, self._key, self._frame))]
+        if item.epoch < self.epoch:
+            # Said before a commit that has come in by now: after a start here, `ingress` may have told of it first.
+            self.counters["stale_from_guest"] += len(item)
+            return []
+        if self._key is not None and self._hasher is not None:
+            return [(DIGESTS, digest(item, self._key, self._hasher, self._frame))]
         return [(SECONDARY, item)]
 
     def _learn(self, batch: Batch) -> None:

@@ -9,33 +9,42 @@ segments, UDP, fragments, link chatter) travels whole.
     WHOLE    (1 byte), the frame
     DIGEST   (1 byte), bytes of a chunk and of the headers (2 each, big-endian), the frame up to its payload,
              and the hash (16 bytes) of each chunk of the payload; the last may be shorter
-    KEY      (1 byte), the key (32 bytes): the first of each batch
+    KEY      (1 byte), the secret (32 bytes: a key of BLAKE2b; 16 bytes: the first 8 are a seed of xxh3-128, and the
+             others are there since no record is as short as a virtio-net header): the first of each batch
 
 A frame keeps its virtio-net header. How long the payload was, its IP header says; one that is too long for
 that field (BIG TCP) travels whole. A chunk is a segment as it goes on the wire: a super-frame has many. One
 hash for all of it would be proven only once the primary has said all of it, and the primary may not be
 allowed to before the first of it was acknowledged.
 
-The hash is BLAKE2b with a key, 128 bits of it. A guest that would have its replica say something else
-unnoticed needs two payloads of one hash, and it doesn't know the key, which is drawn anew at each start and
-never leaves the link between the nodes. BLAKE2b is made to be keyed and is proven as a PRF, so 128 bits of
-it are 2**-128 for each try. xxh3-128 is faster by a factor of ten, but its seed is no key: collisions that
-hold for every seed are known for its kind, and who can watch what is released can look for them.
+Which hash is the setting `redirector.hash`. A guest that would have its replica say something else unnoticed
+needs two payloads of one hash. It doesn't know the key, which is drawn anew at each start and never leaves the
+link between the nodes. BLAKE2b is made to be keyed, so 128 bits of it are 2**-128 for each try, whatever the
+guest has seen before. xxh3-128 takes a tenth of the time, and finds what goes wrong by itself just as surely; but its
+seed is no key: collisions that hold for every seed are known for its kind. It is for guests that are trusted
+not to work against their own protection.
 """
 
 from __future__ import annotations
 
+import os
 import struct
+from collections.abc import Callable
+from functools import partial
 from hashlib import blake2b
+from typing import Literal
+
+from xxhash import xxh3_128_digest
 
 from lockstep.batch import Batch, Buffer
 from lockstep.wire import ipv4, ipv6, tcp
 from lockstep.wire.frame import TCP, Frame, dissect
 
 WHOLE, DIGEST, KEY = range(3)
-KEY_BYTES, HASH_BYTES = 32, 16
+KEY_BYTES, SEED_BYTES, HASH_BYTES = 32, 16, 16
 #: Kind, bytes of a chunk, bytes of the headers.
 DIGEST_HEAD = struct.Struct(">BHH")
+HEAD_BYTES = DIGEST_HEAD.size
 #: A shorter payload travels as it is: the hash would be no shorter.
 SHORTEST = 32
 #: Payload of the longest frame that is no super-frame, and the chunk where nothing says how one is cut.
@@ -43,24 +52,43 @@ LONGEST_SEGMENT, CHUNK = 9216, 1448
 #: Of the virtio-net header.
 GSO_SIZE = 4
 
-
-def hashed(payload: Buffer, key: bytes) -> bytes:
-    """The hash of a payload: what both halves must agree on."""
-    return blake2b(payload, digest_size=HASH_BYTES, key=key).digest()
+#: Hashes a payload; both halves must agree on it.
+Hasher = Callable[[Buffer], bytes]
 
 
-def digest(batch: Batch, key: bytes, f: Frame) -> Batch:
-    """A batch's frames as records. `f` is filled again and again."""
+def new_secret(name: Literal["blake2b", "xxh3"]) -> bytes:
+    """A key or a seed for the hash of this name."""
+    return os.urandom(KEY_BYTES if name == "blake2b" else SEED_BYTES)
+
+
+def hasher(secret: bytes) -> Hasher | None:
+    """What hashes with this secret, whose length tells which hash it is for; None if it is for none."""
+    if len(secret) == SEED_BYTES:
+        return partial(xxh3_128_digest, seed=int.from_bytes(secret[:8], "big"))
+    if len(secret) != KEY_BYTES:
+        return None
+    keyed = blake2b(digest_size=HASH_BYTES, key=secret)
+
+    def hashed(payload: Buffer) -> bytes:
+        one = keyed.copy()
+        one.update(payload)
+        return one.digest()
+
+    return hashed
+
+
+def digest(batch: Batch, secret: bytes, hashed: Hasher, f: Frame) -> Batch:
+    """A batch's frames as records. hashed: `hasher(secret)`. `f` is filled again and again."""
     data, vnet = batch.data, batch.vnet
-    records = [bytes((KEY,)) + key]
+    view = memoryview(data)
+    records = [bytes((KEY,)) + secret]
     for start, end in batch.spans():
         kind = dissect(f, data, start + vnet, end)
         if kind == TCP and _has_digest(f, data):
             head = bytes(data[start : f.payload])
             chunk = _chunk(data, start, vnet, f.payload_end - f.payload)
-            hashes = [
-                hashed(data[at : min(at + chunk, f.payload_end)], key) for at in range(f.payload, f.payload_end, chunk)
-            ]
+            payload = view[f.payload : f.payload_end]
+            hashes = [hashed(payload[at : at + chunk]) for at in range(0, len(payload), chunk)]
             records.append(b"".join((DIGEST_HEAD.pack(DIGEST, chunk, len(head)), head, *hashes)))
         else:
             records.append(bytes((WHOLE,)) + bytes(data[start:end]))

@@ -43,6 +43,8 @@ class Core:
 
     def __init__(self, config: Node) -> None:
         self.epoch = 0
+        #: After a start the first message tells which epoch this is.
+        self._epoch_known = False
         self.counters = dict.fromkeys(
             (
                 "to_guest_frames", "from_guest_frames", "malformed", "learned", "refused_connections",
@@ -72,6 +74,9 @@ class Core:
                 return self._rewritten(item, now, from_guest=True)
             if stream == TO_GUEST:
                 self.counters["to_guest_frames"] += len(item)
+                if not self._epoch_known and len(item):
+                    self._epoch_known = True
+                    self.epoch = max(self.epoch, item.epoch)
                 if not self._withheld.active:
                     return self._rewritten(item, now, from_guest=False)
                 if not self._withheld.add(item, now + CUT_TAKES):
@@ -95,6 +100,7 @@ class Core:
         """Pass a cut on; whatever it decides, what was withheld follows it."""
         if cut.phase == "commit":
             self.epoch = max(self.epoch, cut.epoch)
+            self._epoch_known = True
             self._table.become_copies()
             self._spare_copies()
         outputs = [(FROM_GUEST, cut), *self._decided(now)]

@@ -19,7 +19,8 @@ from sim.lives import Life, Violation
 from sim.plans import Plans
 from sim.releasing import Releasing
 from sim.rewriting import Rewriting
-from sim.voices import Voices
+from sim.snapshot import Frames
+from sim.voices import KEY, Voices
 from sim.wire import ACK, RST, SYN
 
 
@@ -162,6 +163,11 @@ class Checker(Voices, Rewriting, Releasing, Accounts):
         frames = [(where, item) for where, item in out if where != "event"]
         for event in events:
             self.events.append((self.now, service, event))
+        if what == "digests":
+            what = "secondary"
+            if isinstance(said, tuple):
+                # In its place, what the redirector was given when it made these records.
+                said = Frames(said[0], said[1], tuple(self.recorded[one] for one in said[2] if one[0] != KEY))
         getattr(self, "_at_" + service)(what, said, frames, events)
 
 

@@ -36,6 +36,10 @@ def _in_the_lane(s: Scenario) -> object:
     return s.calm[0] <= 2
 
 
+def _hashes(s: Scenario) -> bool:
+    return s.said_as[0] == "digest"
+
+
 def _prepare_lost(s: Scenario) -> object:
     """The comparer is started anew in the middle of a cut, after which the guest goes on early."""
     restarts = [when for when, who, _ in s.crashes if who == "comparer"]
@@ -71,6 +75,7 @@ _CONNECTION = "services/rewriter/connection.py"
 _REDIRECTOR = "services/redirector/core.py"
 _MIRROR = "services/mirror/core.py"
 _LANE = "services/comparer/lane.py"
+_DIGEST = "services/comparer/digest.py"
 _SIDE = "services/comparer/side.py"
 _FRAGMENTS = "services/comparer/fragments.py"
 
@@ -167,7 +172,10 @@ GUARDS = (
     Guard("half-open flows have no limit", _TABLE, "(opening and len(self.half_open) >= self.config.max_half_open)", "False", lambda s: "max_flows" in s.comparer),
     Guard("a flood evicts established flows", _TABLE, "            self._forget(next(iter(self.half_open)))", "            self._forget(next(iter(self.flows)))", lambda s: "max_flows" in s.comparer),
     # the fast lane
-    Guard("the lane compares no bytes", _LANE, "                if not equal(\n", "                if False and not equal(\n", lambda s: s.differs and s.calm[0] <= 2),
+    Guard("the lane compares no bytes", _LANE, "                if hashed != _PROVEN and not equal(\n", "                if False and not equal(\n", lambda s: s.differs and s.calm[0] <= 2 and not _hashes(s)),
+    Guard("the lane believes any hash", _LANE, "if not self._has_hash(record, kept, payload + fields[at + _P_USED], part, other, s):", "if False:", lambda s: s.differs and s.calm[0] <= 2 and _hashes(s)),
+    Guard("off the lane any hash is believed", _DIGEST, "            elif self._hashed is not None and self._hashed(said) == record.hash:", "            elif True:", lambda s: s.differs and _hashes(s)),
+    Guard("records outlive a commit", _CORE, "            self._undigest.forget_secondary()", "            pass", lambda s: s.cuts and _hashes(s)),
     Guard("the lane checks no ack", _LANE, "            if not fields[at + _FLAGS] & _ACKED_SET or after(ack, fields[at + _ACKED]):\n                return", "            pass", _in_the_lane),
     Guard("the lane compares acks unsigned", _LANE, "    return 0 < (a - b & _MASK) < _HALF", "    return a > b", _in_the_lane),
     Guard("the lane lowers no window", _LANE, "            if fields[at + _FLAGS] & _SCALED and not self._as_it_is(at, data, l4):", "            if False:", _in_the_lane),

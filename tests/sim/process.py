@@ -14,7 +14,7 @@ from lockstep.batch import Batch
 from lockstep.link import zmq as links
 from lockstep.service import core_of
 from lockstep.streams import EVENTS, FROM_GUEST, Core, Cut, Event, Item
-from lockstep.wiring import SERVICES
+from lockstep.wiring import SERVICES, of
 from sim.lives import Violation
 from sim.snapshot import snapshot
 
@@ -42,7 +42,8 @@ class Process:
         self._wake_at: float | None = None
         #: Ticks in a row after which a core was as overdue as before.
         self._overdue = 0
-        self._consumes = {stream: service for service in services for stream in SERVICES[service].takes}
+        self._wirings = {service: of(world.node, service) for service in services}
+        self._consumes = {stream: service for service in services for stream in self._wirings[service].takes}
 
     # --- life
 
@@ -52,7 +53,7 @@ class Process:
         self.alive = True
         self.cores = {service: core_of(service, world.node) for service in self.services}  # type: ignore[arg-type]
         boot = world.chance.randbytes(8)
-        given = {stream for service in self.services for stream in SERVICES[service].gives}
+        given = {stream for service in self.services for stream in self._wirings[service].gives}
         self.senders, self.receivers = {}, {}
         for stream in sorted(given - self._consumes.keys()):
             wire = world.wires[stream]

@@ -48,6 +48,8 @@ class Scenario:
 
     seed: int
     on_divergence: str = "checkpoint"
+    #: `secondary` of both ends: `frames` or `digest`, and with which hash.
+    said_as: tuple[str, str] = ("frames", "blake2b")
     compare_timeout: float = FOREVER
     comparer: dict[str, int | float] = field(default_factory=dict)
     fused: bool = False
@@ -148,6 +150,8 @@ def of(seed: int) -> Scenario:
     def maybe(share: float) -> bool:
         return chance.random() < share
 
+    if seed % 3 == 1:
+        s.said_as = "digest", ("blake2b", "xxh3")[seed % 2]
     s.on_divergence = chance.choice(("checkpoint", "checkpoint", "unprotect", "hold"))
     s.fused = maybe(0.4)
     s.tags = chance.choice(((), (), (), (5,), (5, 9)))

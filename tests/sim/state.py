@@ -60,6 +60,8 @@ class State:
         #: Flows whose SYN the comparer has let out, and their keys: it knows their window's scale.
         self.scaled: dict[Flow, bytes] = {}
         self.voices: set[bytes] = set()
+        #: In digest mode, the frame of each record.
+        self.recorded: dict[bytes, bytes] = {}
         self.alone = False
         self.unprotected: set[str] = set()
         self.ever_unprotected: set[str] = set()

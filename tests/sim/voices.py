@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from typing import Any
+
+import xxhash
 
 from sim.lives import Violation
 from sim.state import State
 from sim.wire import RST, SYN
+
+#: Kinds of records in digest mode.
+WHOLE, DIGEST, KEY = range(3)
 
 
 class Voices(State):
@@ -47,6 +54,13 @@ class Voices(State):
                     raise Violation(7, "the primary's input is heard after the failover")
             if where == "secondary" and self.speaking and frames:
                 raise Violation(7, "the secondary is compared after the failover")
+            if where == "digests" and frames:
+                if self.speaking:
+                    raise Violation(7, "the secondary is compared after the failover")
+                if not _tells_of(item, said):
+                    raise Violation(5, "the redirector's records are not of what came")
+                self.recorded.update(zip(item[2][1:], said[2], strict=True))
+                continue
             if what in ("ingress", "uplink", "from_guest") and item != said:
                 raise Violation(5, f"the redirector changed what came on {what}")
             if where == "uplink" and what == "from_guest":
@@ -60,3 +74,25 @@ class Voices(State):
                 continue
             if self._name(p) in self.doomed:
                 raise Violation(1, f"bytes of {self._name(p)}, which left unchecked before, go on after the failover")
+
+
+def _tells_of(records: tuple[int, int, tuple[bytes, ...]], frames: tuple[int, int, tuple[bytes, ...]]) -> bool:
+    """Whether records of digest mode are those of these frames, as services/redirector/digest.py describes them."""
+    (key, *bodies), raws = records[2], frames[2]
+    if records[:2] != frames[:2] or key[0] != KEY or len(bodies) != len(raws):
+        return False
+    for body, raw in zip(bodies, raws, strict=True):
+        expected = bytes((WHOLE,)) + raw
+        if body[0] == DIGEST:
+            chunk, length = struct.unpack_from(">HH", body, 1)
+            parts = [raw[at : at + chunk] for at in range(length, len(raw), chunk)]
+            expected = body[:5] + raw[:length] + b"".join(_hash(part, key[1:]) for part in parts)
+        if body != expected:
+            return False
+    return True
+
+
+def _hash(payload: bytes, secret: bytes) -> bytes:
+    if len(secret) == 16:
+        return xxhash.xxh3_128(payload, seed=int.from_bytes(secret[:8], "big")).digest()
+    return hashlib.blake2b(payload, digest_size=16, key=secret).digest()

@@ -17,8 +17,9 @@ from typing import Any
 
 from lockstep.config import Node
 from lockstep.link import zmq as links
-from lockstep.streams import GUEST, NETWORK, UPLINK, Core, Event
+from lockstep.streams import DIGESTS, GUEST, NETWORK, SECONDARY, UPLINK, Core, Event
 from services.comparer import core as comparer
+from services.redirector import core as redirector
 from sim.checker import Checker, Violation
 from sim.faults import Faults
 from sim.host import Host
@@ -59,8 +60,13 @@ class World(Faults):
                     "on_divergence": scenario.on_divergence,
                     "compare_timeout": scenario.compare_timeout,
                     "passthrough": scenario.passthrough,
+                    "secondary": scenario.said_as[0],
                 },
-                "redirector": {"announcements": scenario.announcements},
+                "redirector": {
+                    "announcements": scenario.announcements,
+                    "secondary": scenario.said_as[0],
+                    "hash": scenario.said_as[1],
+                },
             }
         )
         # Smaller limits than a configuration may name, so that small traffic reaches them.
@@ -69,7 +75,9 @@ class World(Faults):
         self.plans = Plans(lambda host, plan, what: self.record("complaint", host, plan, what))
         links.MOST_PENDING = scenario.most_pending
         comparer.CALM, comparer.AGITATED = scenario.calm
+        redirector.new_secret = lambda name: self.chance.randbytes(16 if name == "xxh3" else 32)
         self.wires = {stream: Wire(self, stream) for stream in scenario.links}
+        self.wires[DIGESTS] = self.wires[SECONDARY]
         self._build_hosts()
         groups = [("mirror",), ("comparer",)]
         groups += [("redirector", "rewriter")] if scenario.fused else [("redirector",), ("rewriter",)]

@@ -153,3 +153,15 @@ def test_announcements_read_right_to_impacket() -> None:
 def test_what_the_uplink_tells_of_its_guest_is_published(redirector: Core) -> None:
     stopped = Event("guest_stopped", {"port": "redirector.uplink", "why": "stopped"})
     assert redirector.push("uplink", stopped, 0.0) == [stopped]
+
+
+def test_what_was_said_before_a_commit_is_not_stamped_with_its_epoch(redirector: Core) -> None:
+    """It starts in the middle of a cut: `ingress` tells of the commit, `from_guest` still has what was said before."""
+    redirector.push("ingress", Cut(5, "commit"), 0.0)
+    redirector.push("ingress", Batch.of([from_client(1, 2)], epoch=5), 0.0)
+    assert redirector.push("from_guest", Batch.of([segment(1, 2)], epoch=4), 0.0) == []
+    assert redirector.counters["stale_from_guest"] == 1
+    redirector.push("from_guest", Cut(5, "commit"), 0.0)
+    said = Batch.of([segment(1, 2)], epoch=5)
+    assert redirector.push("from_guest", said, 0.0) == [("secondary", said)]
+    assert redirector.epoch == 5

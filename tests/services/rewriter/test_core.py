@@ -686,3 +686,12 @@ def test_behind_a_prepared_cut_so_many_bytes_wait_and_no_more() -> None:
         node.client(frame)
     assert node.core.counters["dropped_limit"] == 80 - (4 << 20) // len(frame)
     assert len(heard(node, node.core.push("to_guest", Cut(1, "commit"), node.now))) == (4 << 20) // len(frame)
+
+
+def test_a_rewriter_that_starts_later_learns_the_epoch_from_the_first_message() -> None:
+    core = Core(Node())
+    core.push("to_guest", Batch.of([from_client(1, 2)], epoch=4), 0.0)
+    core.push("to_guest", Batch.of([from_client(1, 2)], epoch=9), 0.0)
+    assert core.epoch == 4
+    core.push("to_guest", Cut(5, "commit"), 0.0)
+    assert core.epoch == 5
