@@ -51,8 +51,8 @@ netns = "{host}"
 address = "unix://{folder}/vm2"
 server = {server}
 [comparer]
-on_divergence = "hold"
-compare_timeout = 30.0
+on_divergence = "unprotect"
+compare_timeout = 20.0
 """
 
 
