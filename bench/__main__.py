@@ -49,7 +49,8 @@ def comparer(
 
     Both get the same TCP segments twice, as primary and secondary, in order: ours in messages over
     ipc, QEMU over its socket chardevs. Cases are small (10 bytes of payload) and full (1460), each
-    over 1, 64 and 4,096 flows; small-1000000 stands beside QEMU with 10,000. The flows are opened
+    over 1, 64 and 4,096 flows; small-1000000 stands beside QEMU with 10,000. digest and blake2b are
+    full with ours in digest mode, by xxh3 and by BLAKE2b. The flows are opened
     before the measurement begins. Beside it: a bare ZeroMQ relay and memcpy, with the same messages.
     """
     from bench import comparer as bench

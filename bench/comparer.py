@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench import figures
-from bench.ours import Comparer, Relay
+from bench.ours import Blake2bComparer, Comparer, DigestComparer, Relay
 from bench.qemu import ColoCompare
 from bench.subject import Run, Subject, run
 from bench.traffic import Traffic
@@ -18,16 +18,17 @@ from bench.traffic import Traffic
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What both are given. peer_flows: QEMU's number of flows, where it can't follow ours."""
+    """What both are given. peer_flows: QEMU's number of flows, where it can't follow ours. ours: as what we run."""
 
     name: str
     payload: int
     flows: int
     peer_flows: int
+    ours: type[Comparer] = Comparer
 
     @property
     def kind(self) -> str:
-        """`small` or `full`."""
+        """`small`, `full`, `digest` or `blake2b`."""
         return self.name.partition("-")[0]
 
     def frames(self, small: int) -> int:
@@ -36,10 +37,12 @@ class Case:
 
 
 CASES = tuple(
-    Case(f"{name}-{flows}", payload, flows, peer_flows)
-    for name, payload, kinds in (
-        ("small", 10, ((1, 1), (64, 64), (4096, 4096), (1_000_000, 10_000))),
-        ("full", 1460, ((1, 1), (64, 64), (4096, 4096))),
+    Case(f"{name}-{flows}", payload, flows, peer_flows, ours)
+    for name, payload, ours, kinds in (
+        ("small", 10, Comparer, ((1, 1), (64, 64), (4096, 4096), (1_000_000, 10_000))),
+        ("full", 1460, Comparer, ((1, 1), (64, 64), (4096, 4096))),
+        ("digest", 1460, DigestComparer, ((1, 1), (64, 64), (4096, 4096))),
+        ("blake2b", 1460, Blake2bComparer, ((1, 1), (64, 64), (4096, 4096))),
     )
     for flows, peer_flows in kinds
 )
@@ -63,7 +66,7 @@ def _case(
 ) -> tuple[dict[str, Any], list[str]]:
     say(f"{case.name}: {frames:,} frames of {case.payload} bytes payload over {case.flows:,} flows")
     traffic = Traffic.make(case.flows, case.payload, frames)
-    sides: dict[str, Callable[[], Run]] = {"ours": _runner(Comparer, traffic, most)}
+    sides: dict[str, Callable[[], Run]] = {"ours": _runner(case.ours, traffic, most)}
     if peer:
         same = traffic if case.peer_flows == case.flows else Traffic.make(case.peer_flows, case.payload, frames)
         sides["peer"] = _runner(ColoCompare, same, most)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
+from typing import Literal
 
 import zmq
 
@@ -16,8 +17,10 @@ from bench.traffic import Traffic
 from lockstep.batch import Batch
 from lockstep.control import ControlError, request
 from lockstep.link.envelope import BOOT_BYTES, Message, decode, encode
-from lockstep.streams import PRIMARY, RELEASED, SECONDARY
+from lockstep.streams import DIGESTS, PRIMARY, RELEASED, SECONDARY
+from lockstep.wire.frame import Frame
 from services.comparer.core import MADE
+from services.redirector.digest import digest, hasher, new_secret
 
 #: Bytes of frames that are under way at most: neither side runs ahead of the other by more.
 WINDOW = 8 << 20
@@ -49,15 +52,21 @@ class ZmqSubject(Subject):
         """See Program."""
         self._context.destroy(linger=0)
 
-    @staticmethod
-    def prepare(traffic: Traffic, most: int) -> tuple[list[Pair], list[Pair]]:
+    @classmethod
+    def prepare(cls, traffic: Traffic, most: int) -> tuple[list[Pair], list[Pair]]:
         """Messages for both inputs, as the mirror and the redirector send them."""
         boot, numbers = os.urandom(BOOT_BYTES), count()
+        said = cls.said()
         opening, measured = (
-            [_pair(boot, next(numbers), batch) for batch in traffic.batches(frames, most)]
+            [_pair(boot, next(numbers), batch, *said(batch)) for batch in traffic.batches(frames, most)]
             for frames in (traffic.opening, traffic.measured)
         )
         return opening, measured
+
+    @classmethod
+    def said(cls) -> Callable[[Batch], tuple[str, Batch]]:
+        """What the redirector sends of a batch, and as which stream."""
+        return lambda batch: (SECONDARY, batch)
 
     def feed(self, prepared: Sequence[Pair], expected: int) -> Fed:
         """See Subject."""
@@ -107,8 +116,9 @@ def _split(messages: list[list[zmq.Frame]]) -> list[bytes]:
     return [each for item in items if isinstance(item, Batch) for each in item.frames()]
 
 
-def _pair(boot: bytes, number: int, batch: Batch) -> Pair:
-    both = (encode(Message(stream, boot, 0, number, batch)) for stream in (PRIMARY, SECONDARY))
+def _pair(boot: bytes, number: int, batch: Batch, stream: str, said: Batch) -> Pair:
+    sides = ((PRIMARY, batch), (stream, said))
+    both = (encode(Message(stream, boot, 0, number, item)) for stream, item in sides)
     primary, secondary = (tuple(zmq.Frame(part, copy=False) for part in parts) for parts in both)
     return primary, secondary  # type: ignore[return-value]
 
@@ -116,12 +126,15 @@ def _pair(boot: bytes, number: int, batch: Batch) -> Pair:
 class Comparer(ZmqSubject):
     """The comparer service. A divergence holds its flow, so whatever was released was proven."""
 
+    secondary = "frames"
+
     def command(self) -> Sequence[str | Path]:
         """See Program."""
         config = self.folder / "node.toml"
         config.write_text(
             f'run_dir = "{self.folder}"\nservices = ["comparer"]\n'
-            '[comparer]\non_divergence = "hold"\ncompare_timeout = 60.0\n[log]\nlevel = "warning"\n'
+            f'[comparer]\nsecondary = "{self.secondary}"\non_divergence = "hold"\ncompare_timeout = 60.0\n'
+            '[log]\nlevel = "warning"\n'
         )
         return [*python("services.comparer"), "-c", config]
 
@@ -140,6 +153,27 @@ class Comparer(ZmqSubject):
         counters = self._status()["counters"]
         assert isinstance(counters, dict)
         return [f"{name} = {counters[name]:,}" for name in ("divergences", "unchecked", *MADE) if counters.get(name)]
+
+
+class DigestComparer(Comparer):
+    """The same in digest mode."""
+
+    secondary = "digest"
+    hash: Literal["blake2b", "xxh3"] = "xxh3"
+
+    @classmethod
+    def said(cls) -> Callable[[Batch], tuple[str, Batch]]:
+        """See ZmqSubject."""
+        secret, f = new_secret(cls.hash), Frame()
+        made = hasher(secret)
+        assert made is not None
+        return lambda batch: (DIGESTS, digest(batch, secret, made, f))
+
+
+class Blake2bComparer(DigestComparer):
+    """With the hash that is the default."""
+
+    hash = "blake2b"
 
 
 class Relay(ZmqSubject):

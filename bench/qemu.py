@@ -66,8 +66,8 @@ class ColoCompare(Subject):
         for end in self._sockets:
             end.close()
 
-    @staticmethod
-    def prepare(traffic: Traffic, most: int) -> tuple[bytes, bytes]:
+    @classmethod
+    def prepare(cls, traffic: Traffic, most: int) -> tuple[bytes, bytes]:
         """The bytes for both inputs."""
         return traffic.framed(traffic.opening), traffic.framed(traffic.measured)
 

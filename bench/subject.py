@@ -39,8 +39,8 @@ class Fed:
 class Subject(Program):
     """A comparer, or what stands in for one. `prepare` once, then `feed` in each run."""
 
-    @staticmethod
-    def prepare(traffic: Traffic, most: int) -> tuple[Any, Any]:
+    @classmethod
+    def prepare(cls, traffic: Traffic, most: int) -> tuple[Any, Any]:
         """The opening and the measured frames in the form that `feed` takes; `most`: bytes a message."""
         raise NotImplementedError
 

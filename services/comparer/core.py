@@ -144,8 +144,9 @@ class Core:
         self._out = BatchBuilder()
         self._ready: list[Batch] = []
         self._events: list[Event] = []
-        #: Frames of a digest are heard: none of their flows may leave the careful path in between.
+        #: Frames that hashes have proven are heard: until all are, their flow stays on the careful path.
         self._hearing = False
+        self._calmed: TcpFlow | None = None
 
     # --- the core's interface
 
@@ -178,8 +179,8 @@ class Core:
 
     def tick(self, now: float, heard: float | None = None) -> list[Output]:
         """Find heads that waited too long, and flows that are idle."""
-        self._lane.tick(now)
         heard = now if heard is None else heard
+        self._lane.tick(now, heard)
         while self._due and self._due[0][0] <= now:
             when, _, flow = heapq.heappop(self._due)
             if when != flow.timed:
@@ -377,6 +378,8 @@ class Core:
             if self._undigest is not None and kind == frame.TCP and flow.state in (PROTECTED, DIVERGED):
                 dissect(f, data, start + vnet, end)
                 self._hear_told(self._undigest.primary(flow.key, f, data), now)
+                if self._table.flows.get(flow.key) is not flow:
+                    return  # it went into the lane
             self._calm(flow)
 
     def promoted(
@@ -409,11 +412,13 @@ class Core:
         if not isinstance(flow, TcpFlow):
             return
         flow.calm += 1
-        if flow.calm >= CALM and flow.is_ordinary():
+        if self._hearing:
+            self._calmed = flow
+        elif flow.calm >= CALM and flow.is_ordinary():
             self._into_the_lane(flow)
 
     def _into_the_lane(self, flow: TcpFlow) -> None:
-        if self._undigest is not None and (self._hearing or not self._undigest.release(flow)):
+        if self._undigest is not None and not self._undigest.release(flow):
             return
         if self._lane.demote(flow):
             self._ready += [*self._lane.leaving(), *self._out.take()]
@@ -645,6 +650,9 @@ class Core:
         for batch in self._proven(told, now):
             self.careful_secondary(batch, 0, batch.lengths[0], now)
         self._hearing = False
+        flow, self._calmed = self._calmed, None
+        if flow is not None and flow.calm >= CALM and flow.is_ordinary():
+            self._into_the_lane(flow)
 
     def _frames_of(self, records: list[tuple[Batch, int, int]], now: float) -> list[tuple[Batch, int, int]]:
         """The frames that records give at once, likewise as batch, start and end."""

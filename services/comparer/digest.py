@@ -14,6 +14,7 @@ given up can only be missed: it proves nothing.
 
 from __future__ import annotations
 
+import heapq
 import struct
 from collections import deque
 from collections.abc import Iterable
@@ -75,36 +76,80 @@ Told = list["tuple[bytes, int] | Mismatch"]
 
 @dataclass(slots=True)
 class _Flow:
-    """The primary's segments that are kept, oldest first, and the records that wait for more of them."""
+    """The primary's segments that are kept, oldest first, and the records that wait for more of them.
+
+    Places count bytes of the stream, from wherever it was first heard of.
+    """
 
     segments: deque[tuple[int, bytes]] = field(default_factory=deque)
+    #: The newest segment at each number.
+    at: dict[int, bytes] = field(default_factory=dict)
     size: int = 0
-    #: The number behind the last byte that the primary has said.
+    #: The number and the place behind the last byte that the primary has said; `said`: it has said any.
     end: int | None = None
-    waiting: deque[Record] = field(default_factory=deque)
+    end_place: int = 0
+    said: bool = False
+    #: Records by the place of their end: of what the primary has not said yet, and (few) of what is missing here.
+    early: list[tuple[int, int, Record]] = field(default_factory=list)
+    stuck: list[Record] = field(default_factory=list)
     told: bool = False
 
     def kept(self) -> int:
-        return self.size + RECORD * len(self.waiting) + OVERHEAD
+        return self.size + RECORD * self.waiting() + OVERHEAD
+
+    def waiting(self) -> int:
+        return len(self.early) + len(self.stuck)
 
     def keep(self, seq: int, payload: bytes) -> None:
         self.segments.append((seq, payload))
+        self.at[seq] = payload
         self.size += len(payload)
-        end = add(seq, len(payload))
-        if self.end is None or diff(end, self.end) > 0:
-            self.end = end
+        place = self._place(add(seq, len(payload)))
+        if place > self.end_place or not self.said:
+            self.end, self.end_place, self.said = add(seq, len(payload)), place, True
         while self.size > MOST_BYTES:
-            self.size -= len(self.segments.popleft()[1])
+            self._drop_oldest()
+
+    def _place(self, seq: int) -> int:
+        if self.end is None:
+            self.end = seq
+        return self.end_place + diff(seq, self.end)
+
+    def _drop_oldest(self) -> None:
+        seq, payload = self.segments.popleft()
+        self.size -= len(payload)
+        if self.at.get(seq) is payload:
+            del self.at[seq]
 
     def proven(self, end: int) -> None:
         """Give up segments that end long before a place that was proven: only a repetition could ask for them."""
         while self.segments and diff(end, add(self.segments[0][0], len(self.segments[0][1]))) > HISTORY:
-            self.size -= len(self.segments.popleft()[1])
+            self._drop_oldest()
+
+    def wait(self, record: Record, tie: int) -> None:
+        """Keep a record until the primary has said its place."""
+        heapq.heappush(self.early, (self._place(add(record.seq, record.size)), tie, record))
+
+    def due(self) -> list[Record]:
+        """The records that wait, and whose place the primary has said by now."""
+        due, self.stuck = self.stuck, []
+        while self.said and self.early and self.early[0][0] <= self.end_place:
+            due.append(heapq.heappop(self.early)[2])
+        return due
+
+    def give_up(self, most: int) -> int:
+        """Give up records until no more than these wait; how many."""
+        given = 0
+        while self.waiting() > most:
+            if self.stuck:
+                del self.stuck[0]
+            else:
+                heapq.heappop(self.early)
+            given += 1
+        return given
 
     def read(self, seq: int, size: int) -> bytes | None:
         """The bytes that the primary said last at this place; None where some are missing."""
-        if self.end is None or diff(add(seq, size), self.end) > 0:
-            return None
         found = bytearray(size)
         missing = [(0, size)]
         for at, payload in reversed(self.segments):
@@ -135,7 +180,7 @@ class Undigest:
         self._frame = Frame()
         #: The flow that said something last is the last.
         self._flows: dict[bytes, _Flow] = {}
-        self._kept = 0
+        self._kept = self._ties = 0
 
     def primary(self, key: bytes, f: Frame, data: Buffer) -> Told:
         """Keep what a segment of the primary says, dissected in `f`, and give what that proves of the secondary."""
@@ -163,11 +208,11 @@ class Undigest:
             return []
         self.counters["digests"] += len(read)
         flow, before = self._of(read[0].key)
-        flow.waiting.extend(read)
-        while len(flow.waiting) > MOST_RECORDS:
-            flow.waiting.popleft()
-            self.counters["given_up"] += 1
+        for chunk in read:
+            self._ties += 1
+            flow.wait(chunk, self._ties)
         told = self._settled(flow)
+        self.counters["given_up"] += flow.give_up(MOST_RECORDS)
         self._count(flow, before)
         return told
 
@@ -186,7 +231,7 @@ class Undigest:
         one = self._flows.get(flow.key)
         if one is None:
             return True
-        if any(diff(add(record.seq, record.size), flow.frontier_seq) > 0 for record in one.waiting):
+        if one.early or any(diff(add(record.seq, record.size), flow.frontier_seq) > 0 for record in one.stuck):
             return False
         self.drop(flow.key)
         return True
@@ -196,7 +241,7 @@ class Undigest:
         flow = self._flows.pop(key, None)
         if flow is not None:
             self._kept -= flow.kept()
-            self.counters["given_up"] += len(flow.waiting)
+            self.counters["given_up"] += flow.waiting()
 
     def clear(self) -> None:
         """Know no flow any more."""
@@ -207,8 +252,7 @@ class Undigest:
         """What the secondary has said so far proves nothing any more."""
         for flow in self._flows.values():
             before = flow.kept()
-            self.counters["given_up"] += len(flow.waiting)
-            flow.waiting.clear()
+            self.counters["given_up"] += flow.give_up(0)
             flow.told = False
             self._kept += flow.kept() - before
 
@@ -233,12 +277,13 @@ class Undigest:
 
     def _settled(self, flow: _Flow) -> Told:
         told: Told = []
-        waiting, flow.waiting = flow.waiting, deque()
-        for record in waiting:
-            said = flow.read(record.seq, record.size)
+        for record in flow.due():
+            said = flow.at.get(record.seq)
+            if said is None or not self._is_said(said, record):
+                said = flow.read(record.seq, record.size)
             if said is None:
-                flow.waiting.append(record)
-            elif self._hashed is not None and self._hashed(said) == record.hash:
+                flow.stuck.append(record)
+            elif self._is_said(said, record):
                 self.counters["matched"] += 1
                 told.append((record.head + said, record.vnet))
                 flow.proven(add(record.seq, record.size))
@@ -248,6 +293,10 @@ class Undigest:
                     flow.told = True
                     told.append(Mismatch(record.key, record.seq, record.size))
         return told
+
+    def _is_said(self, payload: bytes, record: Record) -> bool:
+        """Whether a payload of the primary's is what the secondary said in this record."""
+        return len(payload) == record.size and self._hashed is not None and self._hashed(payload) == record.hash
 
     def _read(self, record: bytes, vnet: int) -> list[Record]:
         """Its chunks, if its headers are those of a TCP segment with the payload cut off; none otherwise."""

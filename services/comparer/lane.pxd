@@ -62,11 +62,12 @@ cdef class Lane:
     cdef int _open_record(self, Kept kept, int start, int end, int vnet) except -1
     cdef const unsigned char* _header_bytes(self) noexcept
     cdef void _copy_headers(self, Kept kept, int start, int length) noexcept
+    @cython.locals(kept=Kept)
     cdef _take_key(self, bytes secret)
     @cython.locals(hashes=cython.uint, part=cython.int, entry=cython.uint)
     cdef void _queue_chunks(self, Kept kept, unsigned int index, unsigned int start, unsigned int l4, int size,
                             long long record) noexcept
-    @cython.locals(ring="unsigned int*", size=cython.uint, at=cython.uint)
+    @cython.locals(ring="unsigned int*", size=cython.uint, at=cython.uint, made=bytes)
     cdef bint _has_hash(self, long long record, Kept kept, unsigned int payload, unsigned int rest, Kept other,
                         unsigned int s) except -1
     @cython.locals(fields="unsigned int*", ring="unsigned int*", number=cython.uint, skipped=cython.uint, entry=cython.uint)
@@ -93,7 +94,7 @@ cdef class Lane:
     @cython.locals(index=cython.longlong)
     cdef _make_room(self, Side side, long long frames, unsigned int head)
     @cython.locals(kept=Kept, side=Side, budget=cython.long)
-    cpdef tick(self, double now)
+    cpdef tick(self, double now, double heard)
     cdef double _patience(self) except -1
     @cython.locals(ring="unsigned int*", fields="unsigned int*", number=cython.longlong, record=cython.longlong,
                    before=cython.longlong, gone=cython.longlong)

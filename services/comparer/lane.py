@@ -364,9 +364,10 @@ class Lane:
         self._dirty = length
 
     def _take_key(self, secret: bytes) -> None:
-        """What was hashed with another key proves nothing any more, of whatever waits."""
+        """What was hashed with another key proves nothing any more: it goes the careful way, and is given up there."""
         if secret != self._secret:
-            self.promote_waiting(self._now)
+            for kept in self._secondary.waiting():
+                self._promote_waiting(self._secondary, kept, _S_HEAD)
             self._secret = secret
             self._hasher = hasher(secret)
 
@@ -384,9 +385,9 @@ class Lane:
         """Whether the primary's bytes from `payload` on, `rest` of which lie there, have the hash of entry `s`."""
         ring = self._secondary.ring
         size, at = ring[s + _E_SIZE], ring[s + _E_PREVIOUS]
-        said = memoryview(kept.batch.data)[payload : payload + size] if rest >= size else self._gathered(record, size)
-        same: bool = self._hasher(said) == bytes(other.batch.data[at : at + _HASH_BYTES])  # type: ignore[misc]
-        return same
+        said = kept.view[payload : payload + size] if rest >= size else self._gathered(record, size)
+        made: Buffer = self._hasher(said)  # type: ignore[misc]
+        return equal(made, 0, other.data, at, _HASH_BYTES)
 
     def _gathered(self, record: int, size: int) -> bytearray:
         """Bytes of the primary that wait, from the first that is not compared yet; so many must wait."""
@@ -557,8 +558,8 @@ class Lane:
             self._promote_waiting(side, side.batches[0], head)
             side.drop_oldest()
 
-    def tick(self, now: float) -> None:
-        """Send the careful way what has waited long."""
+    def tick(self, now: float, heard: float) -> None:
+        """Send the careful way what has waited long, as far as it was `heard` (see Core in lockstep.streams)."""
         self._now = now
         budget = MOST_AT_ONCE
         for side, head, patience in (
@@ -566,7 +567,7 @@ class Lane:
             (self._secondary, _S_HEAD, SECONDARY_STALL),
         ):
             for kept in side.waiting():
-                if kept.at + patience > now or budget <= 0:
+                if kept.at + patience > heard or budget <= 0:
                     break
                 budget -= self._promote_waiting(side, kept, head, budget)
         self._primary.let_go(RECENT_BYTES, RECENT_BATCHES)

@@ -8,7 +8,7 @@ cdef long long _LARGE
 
 @cython.final
 cdef class Kept:
-    cdef public object batch
+    cdef public object batch, view
     cdef public double at
     cdef public long long number, first, count, left, fresh, low, low_start, high, first_entry, entries
     cdef tuple _views

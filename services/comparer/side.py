@@ -60,6 +60,7 @@ class Kept:
         self._see(batch)
 
     def _see(self, batch: Batch) -> None:
+        self.view = memoryview(batch.data)
         # Views, so that nobody can resize what the pointers lead to.
         data, lengths, marks = View(batch.data), View(batch.lengths), View(bytearray(self.count))
         self._views = data, lengths, marks

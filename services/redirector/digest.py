@@ -30,7 +30,6 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
-from functools import partial
 from hashlib import blake2b
 from typing import Literal
 
@@ -64,7 +63,8 @@ def new_secret(name: Literal["blake2b", "xxh3"]) -> bytes:
 def hasher(secret: bytes) -> Hasher | None:
     """What hashes with this secret, whose length tells which hash it is for; None if it is for none."""
     if len(secret) == SEED_BYTES:
-        return partial(xxh3_128_digest, seed=int.from_bytes(secret[:8], "big"))
+        seed = int.from_bytes(secret[:8], "big")
+        return lambda payload: xxh3_128_digest(payload, seed)
     if len(secret) != KEY_BYTES:
         return None
     keyed = blake2b(digest_size=HASH_BYTES, key=secret)

@@ -174,7 +174,7 @@ GUARDS = (
     # the fast lane
     Guard("the lane compares no bytes", _LANE, "                if hashed != _PROVEN and not equal(\n", "                if False and not equal(\n", lambda s: s.differs and s.calm[0] <= 2 and not _hashes(s)),
     Guard("the lane believes any hash", _LANE, "if not self._has_hash(record, kept, payload + fields[at + _P_USED], part, other, s):", "if False:", lambda s: s.differs and s.calm[0] <= 2 and _hashes(s)),
-    Guard("off the lane any hash is believed", _DIGEST, "            elif self._hashed is not None and self._hashed(said) == record.hash:", "            elif True:", lambda s: s.differs and _hashes(s)),
+    Guard("off the lane any hash is believed", _DIGEST, "return len(payload) == record.size and self._hashed is not None and self._hashed(payload) == record.hash", "return len(payload) == record.size", lambda s: s.differs and _hashes(s)),
     Guard("records outlive a commit", _CORE, "            self._undigest.forget_secondary()", "            pass", lambda s: s.cuts and _hashes(s)),
     Guard("the lane checks no ack", _LANE, "            if not fields[at + _FLAGS] & _ACKED_SET or after(ack, fields[at + _ACKED]):\n                return", "            pass", _in_the_lane),
     Guard("the lane compares acks unsigned", _LANE, "    return 0 < (a - b & _MASK) < _HALF", "    return a > b", _in_the_lane),
