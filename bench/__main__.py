@@ -154,7 +154,7 @@ def capture(
     as_json: AsJson = False,
     frames: Annotated[int, typer.Option(min=1, help="Frames that are written and read.")] = 50_000,
 ) -> None:
-    """What a frame costs each capture frontend: memory, tap and packet (as root, on devices of their own)."""
+    """What a frame costs each capture frontend; tap and packet (as root, on devices of their own)."""
     from bench import capture as bench
     from bench import figures
     from bench.comparer import tell

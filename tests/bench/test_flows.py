@@ -38,6 +38,6 @@ def test_every_core_is_measured_with_every_shape():
 @pytest.mark.root
 def test_every_frontend_passes_every_frame():
     document = bench("capture", "--frames", "300")
-    assert {run["name"] for run in document["runs"]} == {"memory", "tap", "packet", "qemu"}
-    assert [run["lost"] for run in document["runs"]] == [0] * 8
+    assert {run["name"] for run in document["runs"]} == {"memory", "tap", "packet", "qemu", "vhost-user"}
+    assert [run["lost"] for run in document["runs"]] == [0] * 10
     assert document["findings"] == []

@@ -14,7 +14,8 @@ from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 from packets import CLIENT_MAC, GUEST_MAC, SYN, from_client
-from vhost_frontend import (
+
+from bench.vhost_frontend import (
     GUEST_CSUM,
     GUEST_START,
     GUEST_TSO4,
@@ -26,7 +27,6 @@ from vhost_frontend import (
     Driver,
     FrontEnd,
 )
-
 from lockstep.batch import Batch
 from lockstep.capture import vhost_user
 from lockstep.capture.base import PortError

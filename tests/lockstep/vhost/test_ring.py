@@ -11,7 +11,8 @@ import pytest
 from fuzzing import fuzz
 from hypothesis import example, given
 from hypothesis import strategies as st
-from vhost_frontend import (
+
+from bench.vhost_frontend import (
     GUEST_START,
     IS_INDIRECT,
     NEXT,
@@ -23,7 +24,6 @@ from vhost_frontend import (
     Arena,
     Driver,
 )
-
 from lockstep.vhost.memory import Memory
 from lockstep.vhost.protocol import RegionAddress
 from lockstep.vhost.ring import GATHER_ROOM, Ring, RingError

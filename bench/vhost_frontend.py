@@ -1,4 +1,4 @@
-"""What stands at the other end of vhost-user in tests: a front-end, and its guest's driver.
+"""What stands at the other end of vhost-user in tests and measurements: a front-end, and its guest's driver.
 
 Both are written from the specifications (virtio 1.2 §2.7, QEMU's `docs/interop/vhost-user.rst`), byte by
 byte, and share no code with what they test.
