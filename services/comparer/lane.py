@@ -559,7 +559,7 @@ class Lane:
             side.drop_oldest()
 
     def tick(self, now: float, heard: float) -> None:
-        """Send the careful way what has waited long, as far as it was `heard` (see Core in lockstep.streams)."""
+        """Send the careful way what has waited long: of what was `heard` (see Core in lockstep.streams), or very long."""
         self._now = now
         budget = MOST_AT_ONCE
         for side, head, patience in (
@@ -567,7 +567,7 @@ class Lane:
             (self._secondary, _S_HEAD, SECONDARY_STALL),
         ):
             for kept in side.waiting():
-                if kept.at + patience > heard or budget <= 0:
+                if (kept.at + patience > heard and kept.at + BACKLOG_STALL > now) or budget <= 0:
                     break
                 budget -= self._promote_waiting(side, kept, head, budget)
         self._primary.let_go(RECENT_BYTES, RECENT_BATCHES)
