@@ -559,7 +559,7 @@ class Lane:
             side.drop_oldest()
 
     def tick(self, now: float, heard: float) -> None:
-        """Send the careful way what has waited long: of what was `heard` (see Core in lockstep.streams), or very long."""
+        """Send the careful way what has waited long by what was `heard` (Core in lockstep.streams), or very long."""
         self._now = now
         budget = MOST_AT_ONCE
         for side, head, patience in (
