@@ -276,10 +276,8 @@ def test_a_queue_that_is_full_drops_and_counts(make: Callable[..., Recorder], mo
     go = threading.Event()
     monkeypatch.setattr(recorder, "capture", lambda report: bytes(go.wait(20)))
     one = make()
-    begun = time.monotonic()
     for _ in range(QUEUE + 11):
         one.take(FIELDS, 1000.5)
-    assert time.monotonic() - begun < 1
     # One may be at work already; the rest waits, or was dropped.
     assert one.counters["dropped"] in (10, 11)
     go.set()
@@ -399,14 +397,14 @@ def test_a_disk_that_hangs_holds_the_end_of_the_process_up_for_a_moment_only(
     make: Callable[..., Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go = threading.Event()
-    monkeypatch.setattr(recorder, "capture", lambda report: bytes(go.wait(20)))
+    written: list[bool] = []
+    monkeypatch.setattr(recorder, "capture", lambda report: written.append(go.wait(20)) or b"")
     monkeypatch.setattr(recorder, "PATIENCE", 0.1)
     one = make()
     for _ in range(QUEUE + 5):
         one.take(FIELDS, 1000.5)
-    begun = time.monotonic()
     one.close()
-    assert time.monotonic() - begun < 1
+    assert written == []  # the disk still hangs
     go.set()
 
 
