@@ -18,9 +18,8 @@ from lockstep.batch import Batch
 from lockstep.control import ControlError, request
 from lockstep.link.envelope import BOOT_BYTES, Message, decode, encode
 from lockstep.streams import DIGESTS, PRIMARY, RELEASED, SECONDARY
-from lockstep.wire.frame import Frame
 from services.comparer.core import MADE
-from services.redirector.digest import digest, hasher, new_secret
+from services.redirector.digest import Digester, new_secret
 
 #: Bytes of frames that are under way at most: neither side runs ahead of the other by more.
 WINDOW = 8 << 20
@@ -164,10 +163,8 @@ class DigestComparer(Comparer):
     @classmethod
     def said(cls) -> Callable[[Batch], tuple[str, Batch]]:
         """See ZmqSubject."""
-        secret, f = new_secret(cls.hash), Frame()
-        made = hasher(secret)
-        assert made is not None
-        return lambda batch: (DIGESTS, digest(batch, secret, made, f))
+        digester = Digester(new_secret(cls.hash))
+        return lambda batch: (DIGESTS, digester.records(batch))
 
 
 class Blake2bComparer(DigestComparer):

@@ -49,6 +49,7 @@ from services.comparer.side import Kept
 from services.comparer.table import FlowTable, is_syn
 from services.comparer.tcp import RESET_UNDER_WAY, TcpFlow, without_multipath
 from services.comparer.window import with_window
+from services.redirector.digest import Hasher
 
 #: Divergences that `status` shows.
 MOST_REMEMBERED = 32
@@ -638,6 +639,11 @@ class Core:
                 self._hear(f, whole.frame, 0, now)
         else:
             self._hear(f, data, start, now)
+
+    def new_key(self, hashed: Hasher) -> None:
+        """The secondary's records are hashed by this from now on."""
+        assert self._undigest is not None
+        self._undigest.new_key(hashed)
 
     def careful_record(self, batch: Batch, start: int, end: int, now: float) -> None:
         """Take a record of the secondary (digest mode) that is not for the lane; it begins at `start`."""

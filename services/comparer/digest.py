@@ -27,7 +27,7 @@ from lockstep.wire.frame import TCP, Frame, dissect
 from lockstep.wire.seqnum import add, diff
 from services.comparer.flow import Held
 from services.comparer.tcp import TcpFlow
-from services.redirector.digest import DIGEST, DIGEST_HEAD, HASH_BYTES, KEY, WHOLE, Hasher, hasher
+from services.redirector.digest import DIGEST, DIGEST_HEAD, HASH_BYTES, WHOLE, Hasher
 
 #: Bytes of the primary, and records of the secondary, that are kept for one flow; and behind what is proven.
 MOST_BYTES = 4 << 20
@@ -175,7 +175,6 @@ class Undigest:
     def __init__(self, counters: dict[str, int]) -> None:
         self.counters = counters
         counters.update(dict.fromkeys(COUNTERS, 0))
-        self._secret = b""
         self._hashed: Hasher | None = None
         self._frame = Frame()
         #: The flow that said something last is the last.
@@ -199,9 +198,6 @@ class Undigest:
         kind = record[0] if len(record) > 1 else None
         if kind == WHOLE:
             return [(record[1:], vnet)]
-        if kind == KEY and hasher(record[1:]) is not None:
-            self._take_key(record[1:])
-            return []
         read = self._read(record, vnet) if kind == DIGEST and self._hashed is not None else []
         if not read:
             self.counters["malformed_records"] += 1
@@ -256,10 +252,10 @@ class Undigest:
             flow.told = False
             self._kept += flow.kept() - before
 
-    def _take_key(self, secret: bytes) -> None:
-        if secret != self._secret:
-            self._secret, self._hashed = secret, hasher(secret)
-            self.forget_secondary()
+    def new_key(self, hashed: Hasher) -> None:
+        """Records are hashed by this from now on; those that wait were hashed otherwise."""
+        self._hashed = hashed
+        self.forget_secondary()
 
     def _of(self, key: bytes) -> tuple[_Flow, int]:
         """A flow, which is the last from now on, and how much is kept of it."""

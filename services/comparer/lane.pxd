@@ -16,7 +16,7 @@ cdef unsigned int _SEQ, _ACK_NUMBER, _FLAGS_AT, _WINDOW, _ACK, _ORDINARY
 cdef long long _MANY, _AHEAD
 cdef unsigned int _MASK, _HALF
 cdef unsigned int _PROVEN
-cdef int _MOST_HEADERS, _MOST_ANNOUNCED, _MOST_ENTRIES, _WHOLE, _DIGEST, _KEY, _HASH_BYTES, _HEAD_BYTES, _MALFORMED
+cdef int _MOST_HEADERS, _MOST_ANNOUNCED, _MOST_ENTRIES, _WHOLE, _DIGEST, _KEY, _HASH_BYTES, _HEAD_BYTES, _MALFORMED, _NO_FRAME
 
 @cython.final
 cdef class Lane:
@@ -63,7 +63,7 @@ cdef class Lane:
     cdef const unsigned char* _header_bytes(self) noexcept
     cdef void _copy_headers(self, Kept kept, int start, int length) noexcept
     @cython.locals(kept=Kept)
-    cdef _take_key(self, bytes secret)
+    cdef bint _take_key(self, bytes secret) except -1
     @cython.locals(hashes=cython.uint, part=cython.int, entry=cython.uint)
     cdef void _queue_chunks(self, Kept kept, unsigned int index, unsigned int start, unsigned int l4, int size,
                             long long record) noexcept

@@ -80,6 +80,8 @@ SWEPT = 65_536
 
 #: Of the secondary's entries in digest mode, E_PREVIOUS is where the hash lies. PROVEN: the bytes are the primary's.
 PROVEN = 1
+#: What a record is that tells of no frame, beside the kinds of frames.
+NO_FRAME = -2
 #: Bytes of a record's headers, and of the payload that they announce, at most.
 MOST_HEADERS, MOST_ANNOUNCED = 1024, 0xFFFF
 #: Entries of one batch at most: a record can have many chunks.
@@ -112,7 +114,7 @@ _ORDINARY = tcp.ACK | tcp.SYN | tcp.FIN | tcp.RST | tcp.URG
 _MANY, _AHEAD = MANY, AHEAD
 _PROVEN, _MOST_HEADERS, _MOST_ANNOUNCED, _MOST_ENTRIES = PROVEN, MOST_HEADERS, MOST_ANNOUNCED, MOST_ENTRIES
 _WHOLE, _DIGEST, _KEY, _HASH_BYTES, _HEAD_BYTES = WHOLE, DIGEST, KEY, HASH_BYTES, HEAD_BYTES
-_MALFORMED = frame.MALFORMED
+_MALFORMED, _NO_FRAME = frame.MALFORMED, NO_FRAME
 _MASK, _HALF = 0xFFFFFFFF, 0x80000000
 
 
@@ -248,6 +250,8 @@ class Lane:
                 kind = self._open_record(kept, start, end, vnet)
             else:
                 kind = dissect_at(f, data, start + vnet, end)
+            if kind == _NO_FRAME:
+                continue
             if kind != _TCP:
                 self._careful_secondary(kept, start, end)
                 continue
@@ -314,7 +318,8 @@ class Lane:
     # --- digest mode
 
     def _open_record(self, kept: Kept, start: int, end: int, vnet: int) -> int:
-        """The kind of the frame that a record tells of, dissected; MALFORMED where the careful path is to judge.
+        """The kind of the frame that a record tells of, dissected; MALFORMED where the careful path is to judge,
+        NO_FRAME for a key.
 
         A frame that is whole lies in its batch. Of another the headers are copied to where as many zeros follow
         as they announce bytes: they are dissected like any frame, and nothing is read beyond what is there.
@@ -326,8 +331,7 @@ class Lane:
         if data[start] == _WHOLE:
             return dissect_at(f, data, start + 1 + vnet, end)
         if data[start] == _KEY:
-            self._take_key(bytes(kept.batch.data[start + 1 : end]))
-            return _MALFORMED
+            return _NO_FRAME if self._take_key(bytes(kept.batch.data[start + 1 : end])) else _MALFORMED
         if data[start] != _DIGEST or end - start < _HEAD_BYTES or self._hasher is None:
             return _MALFORMED
         chunk = data[start + 1] << 8 | data[start + 2]
@@ -363,13 +367,21 @@ class Lane:
             self._headers[:length] = kept.data[start : start + length]
         self._dirty = length
 
-    def _take_key(self, secret: bytes) -> None:
-        """What was hashed with another key proves nothing any more: it goes the careful way, and is given up there."""
-        if secret != self._secret:
-            for kept in self._secondary.waiting():
-                self._promote_waiting(self._secondary, kept, _S_HEAD)
-            self._secret = secret
-            self._hasher = hasher(secret)
+    def _take_key(self, secret: bytes) -> bool:
+        """What was hashed with another key proves nothing any more: it goes the careful way, and is given up there.
+
+        False if it is no key.
+        """
+        if secret == self._secret:
+            return True
+        made = hasher(secret)
+        if made is None:
+            return False
+        for kept in self._secondary.waiting():
+            self._promote_waiting(self._secondary, kept, _S_HEAD)
+        self._secret, self._hasher = secret, made
+        self.core.new_key(made)
+        return True
 
     def _queue_chunks(self, kept: Kept, index: int, start: int, l4: int, size: int, record: int) -> None:
         hashes = self._hashes

@@ -32,7 +32,7 @@ from lockstep.streams import (
 from lockstep.wire import arp, ethernet, frame, ipv4, ipv6, vlan
 from lockstep.wire.frame import Frame, dissect
 from services.redirector.announce import Address, announcements
-from services.redirector.digest import digest, hasher, new_secret
+from services.redirector.digest import Digester, new_secret
 
 #: Addresses of the guest that are learned from its frames, at most.
 MOST_LEARNED = 64
@@ -60,9 +60,9 @@ class Core:
         self._rounds_left = 0
         self._next_round = 0.0
         self._frame = Frame()
-        #: In digest mode, the key of this start, and what hashes with it.
-        self._key = new_secret(config.redirector.hash) if config.redirector.secondary == "digest" else None
-        self._hasher = None if self._key is None else hasher(self._key)
+        digests = config.redirector.secondary == "digest"
+        #: In digest mode, with the key of this start.
+        self._digester = Digester(new_secret(config.redirector.hash)) if digests else None
         #: (MAC, VLAN tags as they lie in the frame) → the addresses it speaks for.
         self._learned: dict[tuple[bytes, bytes], list[Address]] = {}
         #: What was learned last: most batches say the same again.
@@ -107,7 +107,7 @@ class Core:
             # The cut has been through the rewriter: what follows it is said in the new epoch.
             if item.phase == "commit":
                 self.epoch = max(self.epoch, item.epoch)
-            return [] if self._speaking else [(SECONDARY if self._key is None else DIGESTS, item)]
+            return [] if self._speaking else [(SECONDARY if self._digester is None else DIGESTS, item)]
         self.counters["guest_frames"] += len(item)
         self._learn(item)
         if self._speaking:
@@ -117,8 +117,8 @@ class Core:
             # Said before a commit that has come in by now: after a start here, `ingress` may have told of it first.
             self.counters["stale_from_guest"] += len(item)
             return []
-        if self._key is not None and self._hasher is not None:
-            return [(DIGESTS, digest(item, self._key, self._hasher, self._frame))]
+        if self._digester is not None:
+            return [(DIGESTS, self._digester.records(item))]
         return [(SECONDARY, item)]
 
     def _learn(self, batch: Batch) -> None:

@@ -77,22 +77,32 @@ def hasher(secret: bytes) -> Hasher | None:
     return hashed
 
 
-def digest(batch: Batch, secret: bytes, hashed: Hasher, f: Frame) -> Batch:
-    """A batch's frames as records. hashed: `hasher(secret)`. `f` is filled again and again."""
-    data, vnet = batch.data, batch.vnet
-    view = memoryview(data)
-    records = [bytes((KEY,)) + secret]
-    for start, end in batch.spans():
-        kind = dissect(f, data, start + vnet, end)
-        if kind == TCP and _has_digest(f, data):
-            head = bytes(data[start : f.payload])
-            chunk = _chunk(data, start, vnet, f.payload_end - f.payload)
-            payload = view[f.payload : f.payload_end]
-            hashes = [hashed(payload[at : at + chunk]) for at in range(0, len(payload), chunk)]
-            records.append(b"".join((DIGEST_HEAD.pack(DIGEST, chunk, len(head)), head, *hashes)))
-        else:
-            records.append(bytes((WHOLE,)) + bytes(data[start:end]))
-    return Batch.of(records, vnet, batch.epoch)
+class Digester:
+    """Makes records of frames. Raises ValueError for a secret that is for no hash."""
+
+    def __init__(self, secret: bytes) -> None:
+        hashed = hasher(secret)
+        if hashed is None:
+            raise ValueError(f"{len(secret)} bytes are no secret of any hash")
+        self.secret, self.hashed = secret, hashed
+        self._frame = Frame()
+
+    def records(self, batch: Batch) -> Batch:
+        """A batch's frames as records, with the key in front."""
+        data, vnet, f = batch.data, batch.vnet, self._frame
+        view = memoryview(data)
+        records = [bytes((KEY,)) + self.secret]
+        for start, end in batch.spans():
+            kind = dissect(f, data, start + vnet, end)
+            if kind == TCP and _has_digest(f, data):
+                head = bytes(data[start : f.payload])
+                chunk = _chunk(data, start, vnet, f.payload_end - f.payload)
+                payload = view[f.payload : f.payload_end]
+                hashes = [self.hashed(payload[at : at + chunk]) for at in range(0, len(payload), chunk)]
+                records.append(b"".join((DIGEST_HEAD.pack(DIGEST, chunk, len(head)), head, *hashes)))
+            else:
+                records.append(bytes((WHOLE,)) + bytes(data[start:end]))
+        return Batch.of(records, vnet, batch.epoch)
 
 
 def _has_digest(f: Frame, data: Buffer) -> bool:
