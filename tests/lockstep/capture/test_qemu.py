@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from monitor import Monitor
 from packets import segment, udp
 
 from lockstep.batch import Batch
@@ -143,12 +144,17 @@ def test_two_netdevs_of_a_real_qemu(run_dir: Path, kind: str, server: bool) -> N
         for made in ports.values():
             stack.callback(made.close)
         qemu = subprocess.Popen(
-            ["qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "none", *arguments],
+            [
+                *("qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "none", *arguments),
+                *("-qmp", f"unix:{run_dir}/qmp,server=on,wait=off"),
+            ],
             stderr=subprocess.DEVNULL,
         )
         stack.callback(qemu.wait)
         stack.callback(qemu.kill)
         until(lambda: all(made.counters["connections"] for made in ports.values()), *ports.values())
+        with contextlib.closing(Monitor(run_dir / "qmp")) as monitor:
+            monitor.wait_for_netdevs()
         frames = [udp(bytes([number]) * (1 + number)) for number in range(200)]
         for one, other in (("a", "b"), ("b", "a")):
             ports[one].write(Batch.of(frames))
