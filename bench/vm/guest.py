@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import select
 import shlex
-import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -18,6 +16,7 @@ from typing import Any
 
 from bench.program import BenchError
 from bench.vm.image import image
+from bench.vm.monitor import Monitor, MonitorError
 from lockstep.children import die_with_parent
 
 PATIENCE = 60.0
@@ -55,7 +54,7 @@ class Guest:
         self.name = name
         self._said = ""
         self._qmp_path = folder / f"{name}.qmp"
-        self._qmp: Any = None
+        self._qmp: Monitor | None = None
         words = f"console=ttyS0 quiet loglevel=0 panic=-1 ipv6.disable=1 guest.address={address} guest.mib={mebibytes}"
         parent = os.getpid()
         self._log = open(folder / f"{name}.log", "wb")  # noqa: SIM115
@@ -115,29 +114,12 @@ class Guest:
 
     def qmp(self, execute: str, **arguments: Any) -> Any:
         """Carry out a command of QEMU's monitor; raises GuestError."""
-        if self._qmp is None:
-            self._qmp = self._monitor()
-            self.qmp("qmp_capabilities")
-        self._qmp.write(json.dumps({"execute": execute, "arguments": arguments}) + "\n")
-        self._qmp.flush()
-        while True:
-            answer = json.loads(self._qmp.readline())
-            if "error" in answer:
-                raise GuestError(f"{self.name}: {execute}: {answer['error']}")
-            if "return" in answer:
-                return answer["return"]
-
-    def _monitor(self) -> Any:
-        with socket.socket(socket.AF_UNIX) as made:
-            made.settimeout(PATIENCE)
-            end = time.monotonic() + PATIENCE
-            while made.connect_ex(str(self._qmp_path)):
-                if time.monotonic() > end:
-                    raise GuestError(f"{self.name} has no monitor: {self.complaint()}")
-                time.sleep(0.05)
-            lines = made.makefile("rw")
-        json.loads(lines.readline())
-        return lines
+        try:
+            if self._qmp is None:
+                self._qmp = Monitor(self._qmp_path)
+            return self._qmp.command(execute, **arguments)
+        except MonitorError as error:
+            raise GuestError(f"{self.name}: {error} {self.complaint()}") from error
 
     def close(self) -> None:
         """End it at once."""

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from monitor import Monitor
 from packets import segment, udp
 
+from bench.vm.monitor import Monitor
 from lockstep.batch import Batch
 from lockstep.capture.base import PortError
 from lockstep.capture.qemu import QemuPort

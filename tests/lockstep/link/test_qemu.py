@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from monitor import Monitor
 from packets import udp
 
+from bench.vm.monitor import Monitor
 from lockstep.batch import Batch
 from lockstep.capture.qemu import QemuPort
 from lockstep.link.qemu import QemuReceiver, QemuSender
