@@ -33,6 +33,7 @@ class Comparer:
         path = run_dir / "node.toml"
         path.write_text(f'run_dir = "{run_dir}/s"\n[comparer]\nworkers = {workers}\n{settings}\n')
         self.path = path
+        self._workers = workers
         self.node: Node = config.load(path, environ={}, services=("comparer",))
         environment = {name: value for name, value in os.environ.items() if not name.startswith("LOCKSTEP_")}
         self.process = subprocess.Popen(
@@ -50,13 +51,18 @@ class Comparer:
         self._listener = Listener(self._context, [self.node.events_endpoint("comparer")])
         self.left: list[bytes] = []
         self.events: list[Event] = []
-        self.until(lambda: self.answers() is not None)
-        # A subscription takes its time: events are heard from here on.
-        self.until(self._heard_something)
 
-    def _heard_something(self) -> bool:
-        self.send("primary", Cut(1, "commit"))
-        return any(event.name == "cut" for event in self.events)
+    def start(self) -> None:
+        """Wait until it answers and its events are heard: a subscription takes its time."""
+        self.until(lambda: self.answers() is not None)
+        for cuts in range(1, 1000):
+            self.send("primary", Cut(1, "commit"))
+            # One that a worker had yet to follow would make it forget what the secondary says from here on.
+            self.until(lambda: self.ask("status")["counters"]["commits"] == cuts * self._workers)  # noqa: B023
+            self.take()
+            if self.named("cut"):
+                return
+        raise AssertionError("its events are never heard")
 
     def send(self, side: str, item: Batch | Cut) -> None:
         assert self._senders[side].send(item, 1)
@@ -113,6 +119,7 @@ def comparer(run_dir: Path) -> Iterator[Callable[..., Comparer]]:
 
     def make(workers: int = 3, settings: str = 'on_divergence = "hold"') -> Comparer:
         made.append(Comparer(run_dir, workers, settings))
+        made[-1].start()
         return made[-1]
 
     yield make
