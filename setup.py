@@ -39,6 +39,7 @@ HOT = [
     "lockstep.wire.tcp",
     "lockstep.wire.view",
     "services.comparer.lane",
+    "services.comparer.record",
     "services.comparer.side",
     "services.comparer.split",
     "services.mirror.syns",

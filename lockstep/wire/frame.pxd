@@ -13,10 +13,12 @@ cdef long long _MASK32
 
 @cython.final
 cdef class Frame:
-    cdef public int kind, start, end, tags, ethertype, l3, l4, version, protocol, payload, payload_end
+    cdef public int kind, start, end, tags, ethertype, l3, l4, version, protocol, payload, payload_end, missing, cut
 
 cpdef int dissect(Frame f, const unsigned char[::1] buf, int start, int end) except -1
 cpdef int dissect_at(Frame f, const unsigned char* buf, int start, int end) noexcept
+@cython.locals(kind=cython.int)
+cpdef int dissect_cut_at(Frame f, const unsigned char* buf, int start, int end) noexcept
 @cython.locals(at=cython.int, ethertype=cython.int)
 cdef int _link(Frame f, const unsigned char* buf, int start, int end) noexcept
 @cython.locals(header=cython.int, total=cython.int)

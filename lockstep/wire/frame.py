@@ -63,14 +63,17 @@ class Frame:
     version: 4 or 6, or 0 where there is no IP. protocol: of what lies at `l4` (IANA number).
     payload, payload_end: what the transport carries, without Ethernet's padding. Of a FRAGMENT,
     `l4` is its first byte of data and `payload` the 16-bit field with its offset and flags.
+    missing: bytes behind `end` that the IP header announces, of a frame that was cut off there (`dissect_cut`).
     """
 
     __slots__ = (
+        "cut",
         "end",
         "ethertype",
         "kind",
         "l3",
         "l4",
+        "missing",
         "payload",
         "payload_end",
         "protocol",
@@ -83,6 +86,7 @@ class Frame:
         self.kind = _KIND_MALFORMED
         self.start = self.end = self.tags = self.ethertype = self.l3 = self.l4 = 0
         self.version = self.protocol = self.payload = self.payload_end = 0
+        self.cut = self.missing = 0
 
 
 def dissect(f: Frame, buf: Buffer, start: int, end: int) -> int:
@@ -102,6 +106,18 @@ def dissect_at(f: Frame, buf: Buffer, start: int, end: int) -> int:
     f.version = f.protocol = f.tags = 0
     f.kind = _link(f, buf, start, end)
     return f.kind
+
+
+def dissect_cut_at(f: Frame, buf: Buffer, start: int, end: int) -> int:
+    """`dissect_at` for a frame that was cut off at `end`, which is what `missing` tells. Nothing behind it is read.
+
+    One that announces its length elsewhere than in its IP header (BIG TCP) has nothing missing.
+    """
+    f.missing = 0
+    f.cut = 1
+    kind = dissect_at(f, buf, start, end)
+    f.cut = 0
+    return kind
 
 
 def _link(f: Frame, buf: Buffer, start: int, end: int) -> int:
@@ -135,7 +151,12 @@ def _ipv4(f: Frame, buf: Buffer, at: int, end: int) -> int:
     total = buf[at + 2] << 8 | buf[at + 3]
     if not total and buf[at + _IPV4_PROTOCOL] == _IPPROTO_TCP:
         total = end - at  # a super-frame too long for the field (BIG _KIND_TCP)
-    if header < _IPV4_HEADER or total < header or total > end - at:
+    if total > end - at:
+        if not f.cut:
+            return _KIND_MALFORMED
+        f.missing = total - (end - at)
+        total = end - at
+    if header < _IPV4_HEADER or total < header:
         return _KIND_MALFORMED
     f.version = 4
     f.protocol = buf[at + _IPV4_PROTOCOL]
@@ -151,10 +172,13 @@ def _ipv6(f: Frame, buf: Buffer, at: int, end: int) -> int:
     if end - at < _IPV6_HEADER or buf[at] >> 4 != 6:
         return _KIND_MALFORMED
     total = _IPV6_HEADER + (buf[at + 4] << 8 | buf[at + 5])
-    if total == _IPV6_HEADER:
+    if total == _IPV6_HEADER and not f.cut:
         total += _jumbo_length(buf, at, end)
     if total > end - at:
-        return _KIND_MALFORMED
+        if not f.cut:
+            return _KIND_MALFORMED
+        f.missing = total - (end - at)
+        total = end - at
     f.version = 6
     f.payload_end = end = at + total
     following = buf[at + _IPV6_NEXT_HEADER]

@@ -648,7 +648,7 @@ class Core:
     def careful_record(self, batch: Batch, start: int, end: int, now: float) -> None:
         """Take a record of the secondary (digest mode) that is not for the lane; it begins at `start`."""
         assert self._undigest is not None
-        self._hear_told(self._undigest.secondary(bytes(batch.data[start:end]), batch.vnet), now)
+        self._hear_told(self._undigest.secondary(batch.data, start, end, batch.vnet), now)
 
     def _hear_told(self, told: Told, now: float) -> None:
         """Take the secondary's frames that hashes have proven."""
@@ -665,7 +665,7 @@ class Core:
         assert self._undigest is not None
         frames = []
         for records_of, start, end in records:
-            told = self._undigest.secondary(bytes(records_of.data[start:end]), records_of.vnet)
+            told = self._undigest.secondary(records_of.data, start, end, records_of.vnet)
             frames += [(batch, 0, batch.lengths[0]) for batch in self._proven(told, now)]
         return frames
 

@@ -23,11 +23,12 @@ from dataclasses import dataclass, field
 from lockstep.batch import Buffer
 from lockstep.flow.key import flow_key
 from lockstep.wire import ipv4, ipv6, tcp
-from lockstep.wire.frame import TCP, Frame, dissect
+from lockstep.wire.frame import Frame
 from lockstep.wire.seqnum import add, diff
 from services.comparer.flow import Held
+from services.comparer.record import Reader
 from services.comparer.tcp import TcpFlow
-from services.redirector.digest import DIGEST, DIGEST_HEAD, HASH_BYTES, WHOLE, Hasher
+from services.redirector.digest import DIGEST, HASH_BYTES, WHOLE, Hasher
 
 #: Bytes of the primary, and records of the secondary, that are kept for one flow; and behind what is proven.
 MOST_BYTES = 4 << 20
@@ -176,7 +177,7 @@ class Undigest:
         self.counters = counters
         counters.update(dict.fromkeys(COUNTERS, 0))
         self._hashed: Hasher | None = None
-        self._frame = Frame()
+        self._frame, self._reader = Frame(), Reader()
         #: The flow that said something last is the last.
         self._flows: dict[bytes, _Flow] = {}
         self._kept = self._ties = 0
@@ -193,15 +194,15 @@ class Undigest:
         self._count(flow, before)
         return told
 
-    def secondary(self, record: bytes, vnet: int) -> Told:
-        """What a record gives at once. One that nobody makes is counted, and proves nothing."""
-        kind = record[0] if len(record) > 1 else None
+    def secondary(self, data: Buffer, start: int, end: int, vnet: int) -> Told:
+        """What the record `data[start:end]` gives at once. One that nobody makes is counted, and proves nothing."""
+        kind = self._reader.read(self._frame, data, start, end, vnet)
         if kind == WHOLE:
-            return [(record[1:], vnet)]
-        read = self._read(record, vnet) if kind == DIGEST and self._hashed is not None else []
-        if not read:
+            return [(bytes(data[self._reader.at : end]), vnet)]
+        if kind != DIGEST or self._hashed is None:
             self.counters["malformed_records"] += 1
             return []
+        read = self._chunks(data, vnet)
         self.counters["digests"] += len(read)
         flow, before = self._of(read[0].key)
         for chunk in read:
@@ -294,53 +295,32 @@ class Undigest:
         """Whether a payload of the primary's is what the secondary said in this record."""
         return len(payload) == record.size and self._hashed is not None and self._hashed(payload) == record.hash
 
-    def _read(self, record: bytes, vnet: int) -> list[Record]:
-        """Its chunks, if its headers are those of a TCP segment with the payload cut off; none otherwise."""
-        if len(record) < DIGEST_HEAD.size:
-            return []
-        _, chunk, length = DIGEST_HEAD.unpack_from(record)
-        head, said = record[DIGEST_HEAD.size :][:length], record[DIGEST_HEAD.size + length :]
-        size, f = _missing(head, vnet), self._frame
-        if size <= 0 or not chunk or len(said) != -(-size // chunk) * HASH_BYTES:
-            return []
-        # The headers with as many zeros as the payload had: dissected like any frame.
-        if dissect(f, head + bytes(size), vnet, len(head) + size) != TCP or f.payload != len(head):
-            return []
-        if head[f.l4 + tcp.FLAGS] & (tcp.SYN | tcp.RST | tcp.URG):
-            return []
-        key, seq = flow_key(f, head), _SEQ.unpack_from(head, f.l4)[0]
+    def _chunks(self, data: Buffer, vnet: int) -> list[Record]:
+        """The chunks of the digest that was read last."""
+        f, reader = self._frame, self._reader
+        head = bytes(data[reader.at : reader.hashes])
+        key, seq = flow_key(f, data), _SEQ.unpack_from(data, f.l4)[0]
         chunks = []
-        for number, at in enumerate(range(0, size, chunk)):
-            part = min(chunk, size - at)
-            own = _head_of_chunk(head, f, at, part, last=at + part == size)
-            one = said[number * HASH_BYTES : (number + 1) * HASH_BYTES]
-            chunks.append(Record(own, key, add(seq, at), part, one, vnet))
+        for number, at in enumerate(range(0, reader.size, reader.chunk)):
+            part = min(reader.chunk, reader.size - at)
+            own = _head_of_chunk(head, f, reader.at, at, part, last=at + part == reader.size)
+            hashed = reader.hashes + number * HASH_BYTES
+            chunks.append(Record(own, key, add(seq, at), part, bytes(data[hashed : hashed + HASH_BYTES]), vnet))
         return chunks
 
 
-def _head_of_chunk(head: bytes, f: Frame, at: int, size: int, *, last: bool) -> bytes:
-    """The headers of `size` bytes, `at` bytes into a segment's payload. Checksums stay: nobody looks at them."""
+def _head_of_chunk(head: bytes, f: Frame, shift: int, at: int, size: int, *, last: bool) -> bytes:
+    """The headers of `size` bytes, `at` bytes into a segment's payload. Checksums stay: nobody looks at them.
+
+    f: of the segment's headers, `shift` bytes further than in `head`.
+    """
     own = bytearray(head)
-    struct.pack_into(">I", own, f.l4 + tcp.SEQ, add(_SEQ.unpack_from(head, f.l4)[0], at))
+    l3, l4 = f.l3 - shift, f.l4 - shift
+    struct.pack_into(">I", own, l4 + tcp.SEQ, add(_SEQ.unpack_from(head, l4)[0], at))
     if not last:
-        own[f.l4 + tcp.FLAGS] &= ~(tcp.FIN | tcp.PSH)
+        own[l4 + tcp.FLAGS] &= ~(tcp.FIN | tcp.PSH)
     if f.version == 4:
-        _U16.pack_into(own, f.l3 + ipv4.TOTAL_LENGTH, len(head) - f.l3 + size)
+        _U16.pack_into(own, l3 + ipv4.TOTAL_LENGTH, len(head) - l3 + size)
     else:
-        _U16.pack_into(own, f.l3 + ipv6.PAYLOAD_LENGTH, len(head) - f.l3 - ipv6.HEADER + size)
+        _U16.pack_into(own, l3 + ipv6.PAYLOAD_LENGTH, len(head) - l3 - ipv6.HEADER + size)
     return bytes(own)
-
-
-def _missing(head: bytes, vnet: int) -> int:
-    """How many bytes of payload a frame's IP header announces beyond the end of `head`; 0 where there is none."""
-    at = vnet + 14
-    if len(head) < at:
-        return 0
-    while head[at - 2 : at] in (b"\x81\x00", b"\x88\xa8") and len(head) >= at + 4:
-        at += 4
-    ethertype = head[at - 2 : at]
-    if ethertype == b"\x08\x00" and len(head) >= at + ipv4.HEADER:
-        return int(at + _U16.unpack_from(head, at + ipv4.TOTAL_LENGTH)[0] - len(head))
-    if ethertype == b"\x86\xdd" and len(head) >= at + ipv6.HEADER:
-        return int(at + ipv6.HEADER + _U16.unpack_from(head, at + ipv6.PAYLOAD_LENGTH)[0] - len(head))
-    return 0

@@ -1,9 +1,8 @@
 cimport cython
-from libc.string cimport memcpy, memset
 from lockstep.flow.records cimport Records
 from lockstep.wire.bytes cimport equal, number32
 from lockstep.wire.frame cimport Frame, dissect, dissect_at
-from lockstep.wire.view cimport View
+from services.comparer.record cimport Reader
 from services.comparer.side cimport Kept, Side
 
 cdef unsigned int _FIELDS, _FLAGS
@@ -16,7 +15,7 @@ cdef unsigned int _SEQ, _ACK_NUMBER, _FLAGS_AT, _WINDOW, _ACK, _ORDINARY
 cdef long long _MANY, _AHEAD
 cdef unsigned int _MASK, _HALF
 cdef unsigned int _PROVEN
-cdef int _MOST_HEADERS, _MOST_ANNOUNCED, _MOST_ENTRIES, _WHOLE, _DIGEST, _KEY, _HASH_BYTES, _HEAD_BYTES, _MALFORMED, _NO_FRAME
+cdef int _MOST_ENTRIES, _WHOLE, _DIGEST, _KEY, _HASH_BYTES, _MALFORMED, _NO_FRAME
 
 @cython.final
 cdef class Lane:
@@ -34,14 +33,11 @@ cdef class Lane:
     cdef long long _swept, _brought_bytes, _most_bytes
     cdef dict _brought
     cdef bint _digests
-    cdef object _headers, _hasher
+    cdef object _hasher
     cdef bytes _secret
-    cdef unsigned char* _header
     cdef public long long chunks, matched
-    cdef int _shift, _chunk, _hashes, _dirty
-    cdef View _view
-
-    cdef _see(self, View headers)
+    cdef Reader _reader
+    cdef int _chunk
 
     cpdef primary(self, batch, double now, long long number)
     @cython.locals(f=Frame, data="const unsigned char*", fields="unsigned int*", side=Side, seconds=cython.uint,
@@ -49,19 +45,16 @@ cdef class Lane:
                    at=cython.longlong, size=cython.uint, seq=cython.uint, entry=cython.uint, last=cython.uint)
     cdef _take_primary(self, Kept kept, int vnet)
     cpdef secondary(self, batch, double now)
-    @cython.locals(f=Frame, data="const unsigned char*", head="const unsigned char*", fields="unsigned int*",
-                   seconds=cython.uint, end=cython.int, start=cython.int, index=cython.int, kind=cython.int, l4=cython.int,
+    @cython.locals(f=Frame, data="const unsigned char*", fields="unsigned int*", seconds=cython.uint, end=cython.int,
+                   start=cython.int, index=cython.int, kind=cython.int, l4=cython.int,
                    record=cython.longlong, at=cython.longlong, size=cython.uint, seq=cython.uint)
     cdef _take_secondary(self, Kept kept, int vnet)
     @cython.locals(fields="unsigned int*", side=Side, at=cython.longlong, entry=cython.uint)
     cdef unsigned int _queue_secondary(self, Kept kept, unsigned int index, unsigned int start, unsigned int l4,
                                        unsigned int size, long long record) noexcept
     cdef _careful_secondary(self, Kept kept, long long start, long long end)
-    @cython.locals(f=Frame, data="const unsigned char*", chunk=cython.int, length=cython.int, hashes=cython.int,
-                   most=cython.int, kind=cython.int, size=cython.int, chunks=cython.int)
+    @cython.locals(f=Frame, data="const unsigned char*", reader=Reader, kind=cython.int)
     cdef int _open_record(self, Kept kept, int start, int end, int vnet) except -1
-    cdef const unsigned char* _header_bytes(self) noexcept
-    cdef void _copy_headers(self, Kept kept, int start, int length) noexcept
     @cython.locals(kept=Kept)
     cdef bint _take_key(self, bytes secret) except -1
     @cython.locals(hashes=cython.uint, part=cython.int, entry=cython.uint)

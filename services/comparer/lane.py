@@ -33,8 +33,8 @@ from lockstep.flow.records import FIELDS, FLAGS, MOST_TAGS, OWN, Records
 from lockstep.wire import frame, tcp
 from lockstep.wire.bytes import equal, number32
 from lockstep.wire.frame import Frame, dissect, dissect_at
-from lockstep.wire.view import View
 from services.comparer.flow import Held
+from services.comparer.record import Reader
 from services.comparer.said import Said
 from services.comparer.side import (
     E_INDEX,
@@ -50,7 +50,7 @@ from services.comparer.side import (
 )  # fmt: skip
 from services.comparer.tcp import HISTORY, TcpFlow
 from services.comparer.window import Window
-from services.redirector.digest import DIGEST, HASH_BYTES, HEAD_BYTES, KEY, WHOLE, Hasher, hasher
+from services.redirector.digest import DIGEST, HASH_BYTES, KEY, WHOLE, Hasher, hasher
 
 try:
     import cython
@@ -82,8 +82,6 @@ SWEPT = 65_536
 PROVEN = 1
 #: What a record is that tells of no frame, beside the kinds of frames.
 NO_FRAME = -2
-#: Bytes of a record's headers, and of the payload that they announce, at most.
-MOST_HEADERS, MOST_ANNOUNCED = 1024, 0xFFFF
 #: Entries of one batch at most: a record can have many chunks.
 MOST_ENTRIES = RING // 2
 
@@ -112,8 +110,8 @@ _SEQ, _ACK_NUMBER, _FLAGS_AT, _WINDOW = tcp.SEQ, tcp.ACK_NUMBER, tcp.FLAGS, tcp.
 _ACK = tcp.ACK
 _ORDINARY = tcp.ACK | tcp.SYN | tcp.FIN | tcp.RST | tcp.URG
 _MANY, _AHEAD = MANY, AHEAD
-_PROVEN, _MOST_HEADERS, _MOST_ANNOUNCED, _MOST_ENTRIES = PROVEN, MOST_HEADERS, MOST_ANNOUNCED, MOST_ENTRIES
-_WHOLE, _DIGEST, _KEY, _HASH_BYTES, _HEAD_BYTES = WHOLE, DIGEST, KEY, HASH_BYTES, HEAD_BYTES
+_PROVEN, _MOST_ENTRIES = PROVEN, MOST_ENTRIES
+_WHOLE, _DIGEST, _KEY, _HASH_BYTES = WHOLE, DIGEST, KEY, HASH_BYTES
 _MALFORMED, _NO_FRAME = frame.MALFORMED, NO_FRAME
 _MASK, _HALF = 0xFFFFFFFF, 0x80000000
 
@@ -124,14 +122,13 @@ class Lane:
     def __init__(self, core: Core, capacity: int, most_bytes: int, *, digests: bool = False) -> None:
         self.core = core
         self._digests = digests
-        #: Of the record at work: where the headers lie, how far behind that place in its batch, and its chunks.
-        self._headers = bytearray(MOST_HEADERS + MOST_ANNOUNCED if digests else 1)
-        self._shift = self._chunk = self._hashes = self._dirty = 0
+        #: The record at work; of a digest, the bytes of a chunk, and 0 of anything else.
+        self._reader = Reader()
+        self._chunk = 0
         #: Chunks that came for the lane, and those that were proven there, since somebody last looked.
         self.chunks = self.matched = 0
         self._secret = b""
         self._hasher: Hasher | None = None
-        self._see(View(self._headers))
         self._most_bytes = min(MOST_BYTES, most_bytes)
         self.records = Records(capacity)
         self.fields = self.records.fields
@@ -152,11 +149,6 @@ class Lane:
         self._brought: dict[int, tuple[float, Said]] = {}
         self._brought_bytes = 0
         self._swept = 0
-
-    def _see(self, headers: View) -> None:
-        self._view = headers  # so that nobody moves them
-        if cython.compiled:
-            self._header = headers.data
 
     # --- what arrives
 
@@ -256,24 +248,25 @@ class Lane:
                 self._careful_secondary(kept, start, end)
                 continue
             l4 = f.l4
-            head = data
-            if self._chunk:
-                head = self._header_bytes()
-            record = self.records.find(f, head)
+            record = self.records.find(f, data)
             at = record * _FIELDS
-            if head[l4 + _FLAGS_AT] & _ORDINARY != _ACK or (record and fields[at + _FLAGS] & _CAREFUL):
+            if (
+                data[l4 + _FLAGS_AT] & _ORDINARY != _ACK
+                or (record and fields[at + _FLAGS] & _CAREFUL)
+                or (self._chunk and kept.entries + self._reader.chunks > _MOST_ENTRIES)
+            ):
                 if record and not fields[at + _FLAGS] & _CAREFUL:
                     self.promote(record)
                 self._careful_secondary(kept, start, end)
                 continue
             if not record:
-                record = self._open(f, head)
+                record = self._open(f, data)
                 if not record:
                     self._careful_secondary(kept, start, end)
                     continue
                 at = record * _FIELDS
-            size = f.payload_end - f.payload
-            seq = number32(head, l4 + _SEQ)
+            size = self._reader.size if self._chunk else f.payload_end - f.payload
+            seq = number32(data, l4 + _SEQ)
             if not fields[at + _FLAGS] & _S_SEEN:
                 if fields[at + _FLAGS] & _P_SEEN and seq != fields[at + _FRONT]:
                     self.promote(record)
@@ -288,11 +281,11 @@ class Lane:
                 self._careful_secondary(kept, start, end)
                 continue
             fields[at + _TOUCHED] = seconds
-            self._hear(at, head, l4)
+            self._hear(at, data, l4)
             if size:
                 fields[at + _S_SEQ] = (seq + size) & _MASK
                 if self._chunk:
-                    self._queue_chunks(kept, index, start, l4 + self._shift, size, record)
+                    self._queue_chunks(kept, index, start, l4, size, record)
                 else:
                     self._queue_secondary(kept, index, start, l4, size, record)
             if fields[at + _P_HEAD]:
@@ -319,53 +312,19 @@ class Lane:
 
     def _open_record(self, kept: Kept, start: int, end: int, vnet: int) -> int:
         """The kind of the frame that a record tells of, dissected; MALFORMED where the careful path is to judge,
-        NO_FRAME for a key.
-
-        A frame that is whole lies in its batch. Of another the headers are copied to where as many zeros follow
-        as they announce bytes: they are dissected like any frame, and nothing is read beyond what is there.
+        NO_FRAME for a key. Of a digest, the chunks are in `_reader` and `_chunk` is not 0.
         """
-        f, data = self._frame, kept.data
-        self._chunk = self._shift = 0
-        if end - start <= 1:
+        f, data, reader = self._frame, kept.data, self._reader
+        self._chunk = 0
+        kind = reader.read_at(f, data, start, end, vnet)
+        if kind == _WHOLE:
+            return dissect_at(f, data, reader.at + vnet, end)
+        if kind == _KEY:
+            return _NO_FRAME if self._take_key(bytes(kept.batch.data[reader.at : end])) else _MALFORMED
+        if kind != _DIGEST or self._hasher is None:
             return _MALFORMED
-        if data[start] == _WHOLE:
-            return dissect_at(f, data, start + 1 + vnet, end)
-        if data[start] == _KEY:
-            return _NO_FRAME if self._take_key(bytes(kept.batch.data[start + 1 : end])) else _MALFORMED
-        if data[start] != _DIGEST or end - start < _HEAD_BYTES or self._hasher is None:
-            return _MALFORMED
-        chunk = data[start + 1] << 8 | data[start + 2]
-        length = data[start + 3] << 8 | data[start + 4]
-        hashes = start + _HEAD_BYTES + length
-        if not chunk or length > _MOST_HEADERS or hashes > end:
-            return _MALFORMED
-        self._copy_headers(kept, start + _HEAD_BYTES, length)
-        most = length + _MOST_ANNOUNCED
-        kind = dissect_at(f, self._header_bytes(), vnet, most)
-        size = f.payload_end - f.payload
-        chunks = (size + chunk - 1) // chunk
-        if kind != _TCP or f.payload != length or size <= 0 or f.payload_end == most:
-            return _MALFORMED
-        if end - hashes != chunks * _HASH_BYTES or kept.entries + chunks > _MOST_ENTRIES:
-            return _MALFORMED
-        self._chunk, self._shift, self._hashes = chunk, start + _HEAD_BYTES, hashes
-        return kind
-
-    def _header_bytes(self) -> Buffer:
-        if cython.compiled:
-            return self._header  # type: ignore[no-any-return]
-        else:  # noqa: RET505  (a compiler leaves it out only like this)
-            return self._headers
-
-    def _copy_headers(self, kept: Kept, start: int, length: int) -> None:
-        """Put a record's headers in front of nothing but zeros."""
-        if cython.compiled:
-            memset(self._header, 0, self._dirty)  # type: ignore[name-defined]  # noqa: F821
-            memcpy(self._header, kept.data + start, length)  # type: ignore[name-defined]  # noqa: F821
-        else:
-            self._headers[: self._dirty] = bytes(self._dirty)
-            self._headers[:length] = kept.data[start : start + length]
-        self._dirty = length
+        self._chunk = reader.chunk
+        return _TCP
 
     def _take_key(self, secret: bytes) -> bool:
         """What was hashed with another key proves nothing any more: it goes the careful way, and is given up there.
@@ -384,7 +343,7 @@ class Lane:
         return True
 
     def _queue_chunks(self, kept: Kept, index: int, start: int, l4: int, size: int, record: int) -> None:
-        hashes = self._hashes
+        hashes = self._reader.hashes
         while size > 0:
             part = min(self._chunk, size)
             entry = self._queue_secondary(kept, index, start, l4, part, record)

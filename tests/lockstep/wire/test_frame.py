@@ -26,6 +26,7 @@ from lockstep.wire.frame import (
     UNKNOWN,
     Frame,
     dissect,
+    dissect_cut_at,
 )
 
 MACS = bytes.fromhex("525400000001 525400000002")
@@ -181,6 +182,22 @@ def test_a_frame_cut_off_inside_its_packet_is_malformed(known: Known) -> None:
             assert kind == MALFORMED
         else:
             assert fields(f) == known.fields()
+
+
+@given(known_frames())
+def test_a_segment_cut_off_at_its_payload_or_later_is_dissected_and_tells_what_is_missing(known: Known) -> None:
+    """Cut off in front of it, it is malformed: nothing behind the cut is read."""
+    f = Frame()
+    length = packet_end(known)
+    for cut in range(len(known.data)):
+        kind = dissect_cut_at(f, known.data[:cut], 0, cut)
+        assert kind == known.kind or kind == MALFORMED
+        if known.kind == TCP:
+            assert (kind == TCP) == (cut >= known.payload)
+        if kind == TCP:
+            assert fields(f) == (*known.fields()[:-1], min(cut, length))
+            assert f.missing == max(0, length - cut)
+    assert dissect(f, known.data, 0, length - 1) == MALFORMED  # the next is not taken for one that was cut off
 
 
 def packet_end(known: Known) -> int:

@@ -232,6 +232,22 @@ def test_in_the_lane_another_key_proves_nothing_of_what_waits() -> None:
     assert pair.cores[0].counters["mismatched"] == 0  # what waited is given up, not judged by the wrong key
 
 
+def test_a_batch_with_more_chunks_than_the_lane_takes_is_proven_all_the_same() -> None:
+    """The flow takes the careful path with what waits of it. 65,536 chunks of one batch are the lane's."""
+    long = STREAM * 17
+    first = segment(ISN + 1, CLIENT_ISN + 1, long[:65_000], flags=PSH)
+    second = segment(ISN + 65_001, CLIENT_ISN + 1, long[65_000:65_600], flags=PSH)
+    core = Comparer(node())
+    core.push("primary", Batch.of([first, second]), 1.0)
+    records = [b"\2" + SEED]
+    for frame in (first, second):
+        hashes = [hashed(frame[at : at + 1], SEED) for at in range(54, len(frame))]
+        records.append(b"\1\0\1\0\66" + frame[:54] + b"".join(hashes))
+    left = [frame for _, batch in core.push("digests", Batch.of(records), 1.0) for frame in batch.frames()]
+    assert left == [first, second]
+    assert core.counters["matched"] == 65_600
+
+
 def test_a_byte_that_no_record_covers_holds_its_segment(pair: Pair) -> None:
     frames = [data(0, 100), data(100, 100), data(200, 100)]
     pair.primary(*frames)
