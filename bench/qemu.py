@@ -16,6 +16,8 @@ from bench.traffic import Traffic
 QEMU = "qemu-system-x86_64"
 #: Bytes given to one input before the other gets its turn, and how far one may run ahead.
 _CHUNK, _AHEAD = 64 << 10, 256 << 10
+#: SS_CONNECTED, as /proc/net/unix has it.
+_CONNECTED = "03"
 
 
 class ColoCompare(Subject):
@@ -44,7 +46,6 @@ class ColoCompare(Subject):
         paths = [self.folder / name for name in ("p", "s", "o")]
         if not all(path.exists() for path in paths):
             raise ConnectionError("it has not bound its sockets yet")
-        before = self._open_files()
         self._sockets = []
         for path in paths:
             end = socket.socket(socket.AF_UNIX)
@@ -53,13 +54,10 @@ class ColoCompare(Subject):
             end.setblocking(False)
         # Until QEMU has accepted, what it wants to send is dropped.
         until = time.monotonic() + START
-        while self._open_files() < before + len(paths):
+        while not all(_accepted(path) for path in paths):
             if time.monotonic() > until:
                 raise BenchError("QEMU does not accept connections")
             time.sleep(0.01)
-
-    def _open_files(self) -> int:
-        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
 
     def disconnect(self) -> None:
         """See Program."""
@@ -149,3 +147,9 @@ def _split(framed: bytearray) -> list[bytes]:
         frames.append(bytes(framed[at + 4 : end]))
         at = end
     return frames
+
+
+def _accepted(path: Path) -> bool:
+    """Whether the server behind this path has accepted a connection: before, its end is no file (inode 0)."""
+    ends = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+    return any(end[-1] == str(path) and end[5] == _CONNECTED and end[6] != "0" for end in ends)

@@ -51,7 +51,11 @@ def test_a_signal_ends_it_at_once_and_leaves_nothing(number: signal.Signals, del
     time.sleep(delay)
     process.send_signal(number)
     assert process.wait(20) in (128 + number, -number)  # -number: it had not even begun
-    assert _processes_with(mark) == []
+    # If it had no time to remove its folder, a process that outlives it does that a second later.
+    deadline = time.monotonic() + 20
+    while left := _processes_with(mark):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
 
 
 def _processes_with(mark: str) -> list[str]:
