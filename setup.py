@@ -43,6 +43,7 @@ HOT = [
     "services.comparer.side",
     "services.comparer.split",
     "services.mirror.syns",
+    "services.redirector.digest",
     "services.rewriter.connection",
     "services.rewriter.lane",
 ]

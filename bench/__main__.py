@@ -150,6 +150,20 @@ def cores(
 
 
 @app.command()
+def digest(
+    as_json: AsJson = False,
+    frames: Annotated[int, typer.Option(min=1, help="Frames that are measured; of super-frames a fiftieth.")] = 20_000,
+) -> None:
+    """What digest mode costs the redirector for each frame, by either hash."""
+    from bench import digest as bench
+    from bench import figures
+    from bench.comparer import tell
+
+    document = bench.measure(frames=frames, say=tell)
+    (figures.dump if as_json else bench.show)(document)
+
+
+@app.command()
 def capture(
     as_json: AsJson = False,
     frames: Annotated[int, typer.Option(min=1, help="Frames that are written and read.")] = 50_000,

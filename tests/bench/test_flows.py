@@ -1,4 +1,4 @@
-"""`python -m bench flows`, `cores` and `capture`, with few frames."""
+"""`python -m bench flows`, `cores`, `digest` and `capture`, with few frames."""
 
 import json
 import subprocess
@@ -33,6 +33,18 @@ def test_every_core_is_measured_with_every_shape():
     assert services == {"mirror", "redirector", "rewriter", "comparer"}
     assert len(document["runs"]) == 3 * 8
     assert all(run["us"] > 0 for run in document["runs"])
+
+
+def test_records_are_of_their_frames_and_shorter_where_there_is_a_payload():
+    document = bench("digest", "--frames", "100")
+    assert not document["findings"]
+    assert len(document["runs"]) == 3 * 2
+    assert all(run["us_per_frame"] > 0 for run in document["runs"])
+    carried = {run["name"]: run["record_bytes"] for run in document["runs"] if run["hash"] == "xxh3"}
+    # Headers are 54 bytes, a hash 16; in front of them 5 bytes of a digest or 1, and a key of 17 for each batch.
+    assert carried["pure ACKs"] == 55 + 17 / 100
+    assert carried["1460 bytes"] == 75 + 17 / 100
+    assert carried["super-frames"] == 59 + 45 * 16 + 17 / 2
 
 
 @pytest.mark.root
