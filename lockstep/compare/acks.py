@@ -24,13 +24,13 @@ class Acks:
 
     def __init__(self) -> None:
         self.fronts: list[tuple[int, int]] = []
-        self._first: dict[int, None] = {}
+        self._first: dict[int, bytes] = {}
 
     def take(self, segment: Segment) -> None:
         """Follow a segment that acks."""
         ack = segment.ack
         if len(self._first) < MOST_EDGES:
-            self._first[ack] = None
+            self._first[ack] = b""
         fronts = self.fronts
         for index in range(len(fronts) - 1, -1, -1):
             ahead = diff(ack, fronts[index][0])

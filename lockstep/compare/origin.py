@@ -5,53 +5,58 @@ SYN, or have it behind the data, and one pair of ports may see many connections.
 its *origins*: a SYN opens one, and so does a segment far from everything before. The secondary's segments
 wait until its origin has a *mate* on the primary's side:
   - at once where a distance that is known already (or none) makes the two fit,
-  - with both SYNs, once either side goes on behind its own,
-  - without, once either side has said `ENOUGH`, or nothing more can come: the distance under which most
-    edges of the secondary's segments fall on edges of the primary's. Cutting leaves edges in place.
+  - with both SYNs, once both files say the same behind them,
+  - else once both sides have said `ENOUGH` of it, or it is over, or nothing more can come: the distance under
+    which most edges of the secondary's segments fall on edges of the primary's, and begin no other bytes there.
+    Cutting leaves edges in place.
+
+A connection is over once its side has said `ENOUGH` of others, and not when the next one begins: where ports
+are used again, a capture may have the two interleaved, or a segment in front of its SYN.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from lockstep.compare.segment import Segment
+from lockstep.wire import tcp
 from lockstep.wire.seqnum import MASK, add, diff
 
 #: A segment farther than this from what its side has said belongs to another connection.
 JUMP = 1 << 26
-#: Segments from which a distance is judged, where there are no SYNs.
+#: A SYN belongs to segments that came before it if they stand no farther behind it than a few of the largest reach.
+SYN_REACH = 1 << 20
+#: Segments from which a distance is judged, and behind which a connection is over.
 ENOUGH = 8
-#: Edges that are remembered of the beginning.
+#: Edges that are remembered of the beginning, and how many bytes behind each.
 MOST_EDGES = 24
-OPENING = 64
+MOST_BEHIND = 16
 
 
 class Origin:
     """One connection, as one file numbers it.
 
-    isn: its SYN's number, None without one. first: its first segment's number, and `opening` that one's
-    first bytes. mated: whether its mate is known, and syn_due: where that one's SYN would have this one's
-    (None without one). shift: what leads to the primary's numbers; None where that isn't known yet. behind: the
-    connection that came before on this side, if any.
+    isn: its SYN's number, None without one. first: its first segment's number. count: its segments, and `words`
+    those that say something. last: how many segments its side had said with its last one. mated: whether its
+    mate is known, and syn_due: where that one's SYN would have this one's (None without one). shift: what leads
+    to the primary's numbers; None where that isn't known yet. behind: the connection that came before on this
+    side, if any.
     """
 
     __slots__ = (
-        "count", "edges", "first", "isn",
-        "mated", "opening", "over", "shift", "syn_due", "top", "top_place", "waiting",
+        "count", "edges", "first", "isn", "last",
+        "mated", "shift", "syn_due", "top", "top_place", "waiting", "words",
     )  # fmt: skip
 
     def __init__(self, segment: Segment, shift: int | None, behind: Origin | None = None) -> None:
         self.first = segment.seq
-        self.opening = segment.data[:OPENING]
         self.isn = segment.seq if segment.syn else None
         self.mated = False
         self.syn_due: int | None = None
-        #: Another connection has begun on this side.
-        self.over = False
         self.shift = shift
-        self.count = 0
-        #: Numbers at which segments begin and end, until this origin has a mate.
-        self.edges: dict[int, None] = {}
+        self.count = self.words = self.last = 0
+        #: Numbers at which segments begin and end, and the first bytes there, until this origin has a mate.
+        self.edges: dict[int, bytes] = {}
         #: The secondary's segments that wait for `shift`.
         self.waiting: list[Segment] = []
         # Places are numbers that do not wrap. The byte behind the SYN, or the first number seen, stands at 0.
@@ -87,16 +92,17 @@ class Origin:
         if self.mated:
             if segment.seq != self.syn_due:
                 return False
-        elif not -1 <= diff(_lowest(self.edges), begin) < JUMP:
+        elif not -1 <= diff(_lowest(self.edges), begin) < SYN_REACH:
             return False
-        self.isn = segment.seq
+        self.first = self.isn = segment.seq
         self.top_place = diff(self.top, begin)
-        self.first, self.opening = segment.seq, segment.data[:OPENING]
         return True
 
-    def note(self, segment: Segment) -> None:
-        """Follow a segment of this connection."""
+    def note(self, segment: Segment, said: int) -> None:
+        """Follow a segment of this connection. said: how many its side has said with it."""
         self.count += 1
+        self.words += not segment.idle
+        self.last = said
         seq = segment.seq
         begin = add(seq, 1) if segment.syn else seq
         end = add(begin, segment.size)
@@ -104,52 +110,76 @@ class Origin:
         if place > self.top_place:
             self.top, self.top_place = end, place
         if not self.mated and len(self.edges) < MOST_EDGES:
-            self.edges[seq] = self.edges[begin] = self.edges[end] = None
+            for edge in (seq, end, add(end, bool(segment.flags & tcp.FIN))):
+                self.edges.setdefault(edge, b"")
+            self.edges[begin] = self.edges.get(begin) or segment.data[:MOST_BEHIND]
 
+    def settled(self, said: int, *, silence: bool) -> bool:
+        """Whether enough was seen of it to judge distances by; `silence`: that it is over is enough, too.
 
-def ready(primary: Origin, secondary: Origin) -> bool:
-    """Whether enough was seen of both to judge their distance; of one that is over that is what there is."""
-    if (primary.isn is None) != (secondary.isn is None):
-        return primary.count >= ENOUGH and secondary.count >= ENOUGH
-    enough = ENOUGH if primary.isn is None else 2
-    return all(origin.over or origin.count >= enough for origin in (primary, secondary))
+        said: how many segments its side has said.
+        """
+        return self.words >= ENOUGH or (silence and said - self.last >= ENOUGH)
 
 
 def agree(primary: Origin, secondary: Origin, shift: int, *, known: bool) -> bool:
     """Whether a distance makes two origins one beyond doubt. known: it did so for others of this flow."""
     if primary.isn is not None and secondary.isn is not None:
         return primary.isn == add(secondary.isn, shift)
-    if known:
-        return add(secondary.first, shift) in primary.edges
+    at = add(secondary.first, shift)
     # Small numbers coincide easily; the bytes behind them do not.
-    size = min(len(primary.opening), len(secondary.opening))
-    return primary.first == secondary.first and size > 0 and primary.opening[:size] == secondary.opening[:size]
+    return at in primary.edges and (known or _same(primary.edges[at], secondary.edges[secondary.first]))
+
+
+def begin_alike(primary: Origin, secondary: Origin) -> int | None:
+    """The distance of two SYNs, if both files say the same bytes behind them."""
+    if primary.isn is None or secondary.isn is None:
+        return None
+    shift = add(primary.isn, -secondary.isn)
+    return shift if any(_same(a, b) for a, b in _together(primary.edges, secondary.edges, shift)) else None
 
 
 def distance(primary: Origin, secondary: Origin) -> tuple[int, int]:
-    """How many edges fall together under the best distance, and that distance."""
-    candidates = []
+    """How many edges fall together under the best distance, and that distance. Two SYNs leave one alone."""
     if primary.isn is not None and secondary.isn is not None:
-        candidates.append(add(primary.isn, -secondary.isn))
-    candidates.append(_lowest(primary.edges) - _lowest(secondary.edges) & MASK)
-    return best_shift(primary.edges, secondary.edges, candidates)
+        shift = add(primary.isn, -secondary.isn)
+        return _score(primary.edges, secondary.edges, shift), shift
+    return best_shift(primary.edges, secondary.edges, [_lowest(primary.edges) - _lowest(secondary.edges) & MASK])
 
 
-def best_shift(primary: Iterable[int], secondary: Iterable[int], candidates: Iterable[int] = ()) -> tuple[int, int]:
+def best_shift(
+    primary: Mapping[int, bytes], secondary: Mapping[int, bytes], candidates: Iterable[int] = ()
+) -> tuple[int, int]:
     """The distance from the secondary's numbers to the primary's under which most fall together, and how many do.
 
-    Where several do, `candidates` come first, then none, then what joins the earliest numbers.
+    Numbers behind which the two say other bytes do not count. Where several distances do, `candidates` come
+    first, then none, then what joins the earliest numbers.
     """
-    ours, theirs = dict.fromkeys(primary), list(secondary)
-    tried = dict.fromkeys([*candidates, 0, *(a - b & MASK for a in ours for b in theirs)])
+    tried = dict.fromkeys([*candidates, 0, *(a - b & MASK for a in primary for b in secondary)])
     best = (-1, 0)
     for shift in tried:
-        score = sum(add(b, shift) in ours for b in theirs)
+        score = _score(primary, secondary, shift)
         if score > best[0]:
             best = (score, shift)
-            if score == len(theirs):
+            if score == len(secondary):
                 break
     return best
+
+
+def _score(primary: Mapping[int, bytes], secondary: Mapping[int, bytes], shift: int) -> int:
+    together = _together(primary, secondary, shift)
+    return sum(_same(a, b) or not (a and b) for a, b in together)
+
+
+def _together(primary: Mapping[int, bytes], secondary: Mapping[int, bytes], shift: int) -> list[tuple[bytes, bytes]]:
+    """What either says behind the numbers that fall together under a distance."""
+    return [(primary[at], data) for edge, data in secondary.items() if (at := edge + shift & MASK) in primary]
+
+
+def _same(a: bytes, b: bytes) -> bool:
+    """Whether both begin with the same bytes."""
+    size = min(len(a), len(b))
+    return size > 0 and a[:size] == b[:size]
 
 
 def _lowest(numbers: Iterable[int]) -> int:

@@ -30,3 +30,9 @@ class Segment:
     def syn(self) -> bool:
         """Whether it opens a connection."""
         return bool(self.flags & tcp.SYN)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it says nothing that has a place in the stream: it acks, or tells of a window."""
+        flags = self.flags & (tcp.SYN | tcp.FIN | tcp.RST | tcp.ACK)
+        return flags == tcp.ACK and not self.size and self.urgent is None

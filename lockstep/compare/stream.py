@@ -15,7 +15,7 @@ from lockstep.compare.acks import Acks
 from lockstep.compare.finding import DATA, FIN, SYN, UNMATCHED, Finding
 from lockstep.compare.ledger import COST, PRIMARY, SECONDARY, Ledger, Piece
 from lockstep.compare.marks import Mark, Marks
-from lockstep.compare.origin import Origin, agree, distance, ready
+from lockstep.compare.origin import Origin, agree, begin_alike, distance
 from lockstep.compare.segment import Segment
 from lockstep.wire import tcp
 from lockstep.wire.seqnum import MASK, add
@@ -27,10 +27,12 @@ MOST_ORIGINS = 8
 class Stream:
     """See the module. costs: of what each file alone has said, and of what both have, in bytes."""
 
-    __slots__ = ("_acks", "_ledger", "_marks", "_origins", "costs", "shifts")
+    __slots__ = ("_acks", "_ledger", "_marks", "_origins", "_said", "costs", "shifts")
 
     def __init__(self) -> None:
         self._origins: tuple[list[Origin], list[Origin]] = ([], [])
+        #: Segments of either file.
+        self._said = [0, 0]
         #: Distances that were found, the latest last.
         self.shifts: tuple[int, ...] = ()
         self._acks = (Acks(), Acks())
@@ -46,9 +48,12 @@ class Stream:
         origin = origins[-1] if origins else None
         if origin is None or not origin.fits(segment):
             origin = self._origin(side, segment)
-        origin.note(segment)
+        self._said[side] += 1
+        origin.note(segment, self._said[side])
         if segment.flags & (tcp.ACK | tcp.RST) == tcp.ACK:  # a RST's ack often says nothing
             self._acks[side].take(segment)
+        if segment.idle:
+            return
         if origin.shift is None:
             origin.waiting.append(segment)
             self.costs[SECONDARY] += COST + segment.size
@@ -70,17 +75,21 @@ class Stream:
         if len(origins) == MOST_ORIGINS:
             self._join(force=True)
             del origins[0]
-        for origin in origins:
-            origin.over = True
         origins.append(Origin(segment, 0 if side == PRIMARY else None, origins[-1] if origins else None))
         return origins[-1]
 
     def _join(self, *, force: bool = False) -> None:
         """Find mates for the secondary's origins, those first that are beyond doubt; `force`: now or never."""
-        for find in (self._agreeing, self._nearest, *([self._forced] if force else [])):
-            for origin in self._origins[SECONDARY]:
-                if origin.shift is None and (found := find(origin)) is not None:
-                    self._pair(origin, *found)
+        for origin in self._waiting():
+            if (found := self._agreeing(origin)) is not None:
+                self._pair(origin, *found)
+        while nearest := self._nearest(force=force):
+            for ours, theirs, shift in nearest:
+                if not ours.mated and not theirs.mated:
+                    self._pair(theirs, ours, shift)
+        if force:
+            for origin in self._waiting():
+                self._pair(origin, None, self._likely(origin))
 
     def _pair(self, origin: Origin, mate: Origin | None, shift: int) -> None:
         """The secondary's origin has its distance now, and its segments wait no longer."""
@@ -99,38 +108,41 @@ class Stream:
             self.costs[SECONDARY] -= COST + segment.size
             self._say(SECONDARY, shift, segment)
 
+    def _waiting(self) -> list[Origin]:
+        return [origin for origin in self._origins[SECONDARY] if origin.shift is None]
+
     def _free(self) -> list[Origin]:
-        return [other for other in self._origins[PRIMARY] if not other.mated]
+        return [origin for origin in self._origins[PRIMARY] if not origin.mated]
 
     def _agreeing(self, origin: Origin) -> tuple[Origin, int] | None:
         """A mate beyond doubt."""
+        free = self._free()
         for shift in dict.fromkeys([*reversed(self.shifts), 0]):
-            for other in self._free():
+            for other in free:
                 if agree(other, origin, shift, known=shift in self.shifts):
                     return other, shift
+        for other in free:
+            if (found := begin_alike(other, origin)) is not None:
+                return other, found
         return None
 
-    def _nearest(self, origin: Origin) -> tuple[Origin, int] | None:
-        """The mate with which most edges fall together, once enough was seen: one with a SYN for one with a SYN."""
-        free = self._free()
-        alike = [other for other in free if (other.isn is None) == (origin.isn is None)]
-        if not all(ready(other, origin) for other in alike or free):
-            return None  # one that was not seen enough of may be it, however well another does
-        return self._best(origin, alike or free)
+    def _nearest(self, *, force: bool) -> list[tuple[Origin, Origin, int]]:
+        """The primary's and the secondary's origins that may be one, those first for whom most edges fall together.
 
-    def _forced(self, origin: Origin) -> tuple[Origin | None, int]:
-        """What there is."""
-        free = self._free()
-        alike = [other for other in free if (other.isn is None) == (origin.isn is None)]
-        return self._best(origin, alike or free) or (None, self._likely(origin))
-
-    def _best(self, origin: Origin, among: list[Origin]) -> tuple[Origin, int] | None:
-        best: tuple[int, Origin, int] | None = None
-        for other in among:
-            score, shift = distance(other, origin)
-            if best is None or score > best[0]:
-                best = (score, other, shift)
-        return best and (best[1], best[2])
+        One with a SYN for one with a SYN, as long as there are such. And none before enough was seen of all: one
+        that was not seen enough of may be it, however well another does.
+        """
+        pairs = [(ours, theirs) for theirs in self._waiting() for ours in self._free()]
+        alike = [(ours, theirs) for ours, theirs in pairs if (ours.isn is None) == (theirs.isn is None)]
+        among, silence = alike or pairs, bool(alike)
+        said, heard = self._said
+        if not force and not all(
+            ours.settled(said, silence=silence) and theirs.settled(heard, silence=silence) for ours, theirs in among
+        ):
+            return []
+        scored = [(distance(ours, theirs), ours, theirs) for ours, theirs in among]
+        scored.sort(key=lambda entry: -entry[0][0])
+        return [(ours, theirs, shift) for (_, shift), ours, theirs in scored]
 
     def _likely(self, origin: Origin) -> int:
         """For an origin without a mate: a distance under which it says what the primary alone has said."""

@@ -80,6 +80,102 @@ def test_syns_behind_their_data() -> None:
     assert script.stream.conclude() is None
 
 
+class TestTwoConnectionsOfTheSamePorts:
+    """The secondary's file has the end of one and the beginning of the next in another order."""
+
+    OLD, NEW = 500_000_000, 900_000_000  # the primary's numbers
+    OLD_SHIFT, NEW_SHIFT = 77_000, 2_000_000_000
+
+    def primary(self) -> Script:
+        """The end of a connection whose beginning nobody saw, and then another one."""
+        script = Script()
+        script.say(PRIMARY, self.OLD, b"o")
+        script.say(PRIMARY, self.NEW, flags=SYN_FLAG)
+        script.say(PRIMARY, self.NEW + 1, b"new")
+        script.say(PRIMARY, self.NEW + 4, b"newer")
+        return script
+
+    def old(self, script: Script, byte: bytes = b"o") -> None:
+        script.say(SECONDARY, self.OLD + self.OLD_SHIFT, byte)
+
+    def new(self, script: Script, at: int, data: bytes = b"", flags: int = ACK) -> None:
+        script.say(SECONDARY, self.NEW + at + self.NEW_SHIFT, data, flags)
+
+    def test_a_segment_before_its_syn_and_before_the_last_one_of_the_old_connection(self) -> None:
+        """It is the new one's, though the primary's old connection had no mate when it came."""
+        script = self.primary()
+        self.new(script, 1, b"new")
+        self.old(script)
+        self.new(script, 0, flags=SYN_FLAG)
+        self.new(script, 4, b"newer")
+        assert script.stream.conclude() is None
+
+    def test_a_segment_of_the_old_connection_behind_the_new_ones_syn(self) -> None:
+        """It stays the old one's."""
+        script = self.primary()
+        self.new(script, 0, flags=SYN_FLAG)
+        self.new(script, 1, b"new")
+        self.old(script)
+        self.new(script, 4, b"newer")
+        assert script.stream.conclude() is None
+
+    def test_a_wrong_byte_of_either_is_told_once_and_at_its_place(self) -> None:
+        script = self.primary()
+        self.new(script, 1, b"nEw")
+        self.old(script)
+        self.new(script, 0, flags=SYN_FLAG)
+        self.new(script, 4, b"newer")
+        assert script.stream.conclude() == Finding(DATA, 1, 3, 1)
+        script = self.primary()
+        self.new(script, 0, flags=SYN_FLAG)
+        self.new(script, 1, b"new")
+        self.old(script, b"O")
+        self.new(script, 4, b"newer")
+        assert script.stream.conclude() == Finding(DATA, 0, 1, 3)
+
+    @pytest.mark.parametrize("said", [b"said", b""])
+    def test_two_syns_in_another_order(self, said: bytes) -> None:
+        """The first connection is its SYN alone, so it fits both; the second one says something, or has a FIN."""
+        script = Script()
+        script.say(PRIMARY, self.OLD, flags=SYN_FLAG)
+        self.new(script, 0, flags=SYN_FLAG)
+        script.say(SECONDARY, self.OLD + self.OLD_SHIFT, flags=SYN_FLAG)
+        script.say(PRIMARY, self.NEW, flags=SYN_FLAG)
+        script.say(PRIMARY, self.NEW + 1, said, FIN | ACK)
+        self.new(script, 1, said, FIN | ACK)
+        assert script.stream.conclude() is None
+
+    def test_the_last_segments_of_the_old_connection_around_the_new_ones_syn(self) -> None:
+        """Where the distance can't be told from the one that came first: its mate begins before that."""
+        script = Script()
+        script.say(PRIMARY, self.OLD, b"0123456789")
+        script.say(PRIMARY, self.NEW, flags=SYN_FLAG)
+        script.say(SECONDARY, self.OLD + self.OLD_SHIFT + 4, b"456789")
+        self.new(script, 0, flags=SYN_FLAG)
+        script.say(SECONDARY, self.OLD + self.OLD_SHIFT, b"0123")
+        assert script.stream.conclude() is None
+
+    def test_a_connection_is_over_once_enough_was_said_behind_it(self) -> None:
+        """Its end waits for no more: what the files have ahead of each other stays small."""
+        script = self.primary()
+        self.old(script)
+        self.new(script, 0, flags=SYN_FLAG)
+        self.new(script, 1, b"newnewer")
+        for number in range(20):
+            script.both(self.NEW_SHIFT, self.NEW + 9 + number, b"+")
+        script.say(PRIMARY, self.OLD + (1 << 30), b"another")
+        script.say(SECONDARY, self.OLD + (1 << 30) + 5, b"another")
+        assert script.stream.costs[PRIMARY] < 600 > script.stream.costs[SECONDARY]
+
+
+def test_pure_acks_wait_for_nothing() -> None:
+    """They say nothing that has a place: a file of them costs nothing, however long its distance stays unknown."""
+    script = Script()
+    for number in range(10_000):
+        script.say(SECONDARY, 5, ack=number)
+    assert script.stream.costs == [0, 0, 0]
+
+
 def test_the_first_segments_of_a_capture_in_the_middle_may_be_reordered() -> None:
     """The distance is that under which most edges fall together, not that of the first segments."""
     script = Script()
