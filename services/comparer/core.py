@@ -525,6 +525,8 @@ class Core:
             self._drain(flow)
             if flow.held and flow.state == PROTECTED:
                 self._watch(flow, now)
+        elif flow.state == PROTECTED and held.kind == frame.TCP and held.data[held.l4 + tcp.FLAGS] & tcp.SYN:
+            self._watch(flow, now)  # it may answer for a SYN in front of it
         return held.frames()
 
     def _special_syn(self, flow: Flow, held: Held) -> None:
@@ -550,7 +552,7 @@ class Core:
         when = self._due_at(head)
         if looked and when <= now:
             when = now + STALL
-        if can_be_eased(head) or (isinstance(flow, TcpFlow) and flow.crossed(head)):
+        if can_be_eased(head) or (isinstance(flow, TcpFlow) and flow.crosses()):
             # The longer it is stuck the rarer: many flows that wait for long must not be much work.
             when = min(when, max(head.arrived, now) + max(STALL, (now - head.arrived) / 4))
         if when < flow.timed:
@@ -695,7 +697,10 @@ class Core:
         flow.touched = now
         self._note(flow, f, data, now)
         if flow.held:
+            head = flow.held[0]
             self._drain(flow)
+            if flow.held and flow.state == PROTECTED and (flow.held[0] is not head or is_syn(f, data)):
+                self._watch(flow, now)  # a SYN was to be looked at much later
         if not isinstance(flow, TcpFlow) or flow.state != PROTECTED:
             return
         if flow.held and flow.held[0].arrived + STALL <= now:

@@ -8,7 +8,9 @@ A primary segment leaves when
   - every payload byte of it was said by the secondary at the same place,
   - its ack is not ahead of what the secondary has acked (RST, FIN and pure ACK included),
   - its FIN and its urgent pointer stand where the secondary's stand; a RST, where one of its RSTs stood,
-  - its SYN says what the secondary's SYN says: flags, ack, options, data.
+  - its SYN says what the secondary's SYN says: flags, ack, options, data. Where both ends open at once
+    (RFC 9293 §3.5), a guest may never need a SYN-ACK: the primary's, which says no more than its SYN that was
+    proven and an ack, leaves once the secondary has acked as far.
 
 Sequence numbers are unwrapped to *places*: 0 is the first payload byte behind the primary's SYN,
 or, for a connection picked up in the middle, the first number seen. The *frontier* is the first
@@ -57,6 +59,7 @@ class TcpFlow(Flow):
         "anchored",
         "calm",
         "fin",
+        "fin_left",
         "frontier",
         "frontier_seq",
         "limit",
@@ -91,8 +94,10 @@ class TcpFlow(Flow):
         #: Highest ack the secondary has said; the highest the primary has been allowed to.
         self.acked: int | None = None
         self.primary_acked: int | None = None
-        #: Place of the secondary's FIN, and (seq, ack) of its RSTs; each proves one of the primary's.
+        #: Place of the secondary's FIN, and of the primary's that has left.
         self.fin: int | None = None
+        self.fin_left: int | None = None
+        #: (seq, ack) of the secondary's RSTs; each proves one of the primary's.
         self.resets: tuple[tuple[int, int | None], ...] = ()
         #: Number of the last RST of this connection that has left.
         self.reset_left: int | None = None
@@ -185,7 +190,7 @@ class TcpFlow(Flow):
 
     def overtaking(self) -> Held | None:
         """A held segment in front of which the secondary will say nothing any more, and the client needs nothing."""
-        return self._goes_back_to() or self._reset_behind() or self._behind_crossed_syn()
+        return self._goes_back_to() or self._reset_behind() or self._behind_crossed_syn() or self._answer_behind()
 
     def _goes_back_to(self) -> Held | None:
         """The first held segment that stands before the head in the stream: the primary repeats from there.
@@ -214,17 +219,37 @@ class TcpFlow(Flow):
                 return None
         return None
 
-    def crossed(self, head: Held) -> bool:
-        """Whether this SYN-ACK has the number of a SYN that has left: both ends have opened at once (RFC 9293 §3.5)."""
+    def crosses(self) -> bool:
+        """Whether the head may be overtaken though it is a SYN, since both ends open at once (RFC 9293 §3.5)."""
+        return self._is_crossed(self.held[0]) or self._answer_behind() is not None
+
+    def _is_crossed(self, head: Held) -> bool:
+        """Whether this is a SYN-ACK with the number of a SYN that has left."""
         seq, _, _, flags = _SEGMENT.unpack_from(head.data, head.l4)
         return flags & (tcp.SYN | tcp.ACK) == tcp.SYN | tcp.ACK and self.syn is not None and seq == self.syn[0]
 
     def _behind_crossed_syn(self) -> Held | None:
         """What stands behind such a SYN-ACK, if the secondary never needed one and has acked the client's SYN."""
-        if len(self.held) == 1 or not self.crossed(self.held[0]) or self.acked is None:
+        if len(self.held) == 1 or not self._is_crossed(self.held[0]) or self.acked is None:
             return None
         ack = _SEGMENT.unpack_from(self.held[0].data, self.held[0].l4)[1]
         return self.held[1] if diff(ack, self.acked) <= 0 else None
+
+    def _answer_behind(self) -> Held | None:
+        """A held SYN-ACK that the secondary has said as well, behind its own SYN, of which the client needs no more.
+
+        What the secondary said of that SYN was lost, and it has answered the client's since: it says no other.
+        """
+        head = self.held[0]
+        number, _, _, flags = _SEGMENT.unpack_from(head.data, head.l4)
+        for held in islice(self.held, 1, None) if flags & (tcp.SYN | tcp.ACK) == tcp.SYN else ():
+            seq, _, _, flags = _SEGMENT.unpack_from(held.data, held.l4)
+            if seq != number or not flags & tcp.SYN:
+                return None
+            if flags & tcp.ACK:
+                verdict = self.verdict(held.data, held.kind, held.l4, held.payload, held.payload_end)
+                return held if verdict == RELEASE else None
+        return None
 
     def reset_matches(self, buf: Buffer, l4: int) -> bool:
         """Whether a RST of a connection that is known stands where one of the secondary's does."""
@@ -289,7 +314,17 @@ class TcpFlow(Flow):
             return RELEASE
         if any(other == said for _, other in self.syn_said):
             return RELEASE
-        return DIFFERS if any(same_handshake(other, said) for _, other in self.syn_said) else WAIT
+        if any(same_handshake(other, said) for _, other in self.syn_said):
+            return DIFFERS
+        return RELEASE if self._adds_an_ack(seq, said) and self._has_acked(said) else WAIT
+
+    def _adds_an_ack(self, seq: int, said: bytes) -> bool:
+        """Whether a SYN-ACK of the primary says nothing but an ack beyond its SYN that was proven."""
+        return bool(said[0] & tcp.ACK) and self.syn == (seq, mark(without_ack(said)))
+
+    def _has_acked(self, said: bytes) -> bool:
+        """Whether the secondary has acked as far as this SYN-ACK, in segments other than a SYN."""
+        return self.acked is not None and diff(acked_by(said), self.acked) <= 0
 
     def released(self, buf: Buffer, kind: int, l4: int, payload: int, end: int) -> None:
         """See Flow."""
@@ -314,6 +349,8 @@ class TcpFlow(Flow):
                     self.said.forget(place - HISTORY, every_run=False)
         if flags & tcp.FIN:
             self.closed = True
+            if self.anchored and not flags & tcp.SYN:
+                self.fin_left = self._place(seq) + end - payload
         if flags & tcp.ACK and (self.primary_acked is None or diff(ack, self.primary_acked) > 0):
             self.primary_acked = ack
         if self.window is not None:
@@ -372,8 +409,13 @@ class TcpFlow(Flow):
         return bare_segment(head.data, head.vnet, (self.frontier_seq - 1) & MASK, self.primary_acked, window), head.vnet
 
     def _opened(self, seq: int, said: bytes, size: int) -> None:
-        """The primary's SYN was proven: a new incarnation begins, unless it is the same SYN again."""
+        """The primary's SYN was proven: a new incarnation begins, unless it is the same SYN again, or answers in it."""
         if self.syn == (seq, mark(said)):
+            return
+        if self._adds_an_ack(seq, said):
+            if not self._has_acked(said):
+                self.acked = acked_by(said)  # the secondary's SYN-ACK was the proof
+            self.syn_said = ()
             return
         self.syn_matched = next((number for number, other in self.syn_said if other == said), None)
         self.syn, self.window = (seq, mark(said)), None
@@ -383,11 +425,11 @@ class TcpFlow(Flow):
         self.frontier = size
         self.frontier_seq = (seq + 1 + size) & MASK
         self.said.clear()
-        self.fin = self.reset_at = self.reset_left = None
+        self.fin = self.fin_left = self.reset_at = self.reset_left = None
         self.resets = self.urgent = ()
         self.probe = None
         self.closed = False
-        self.acked = self.primary_acked = int.from_bytes(said[1:5], "big") if said[0] & tcp.ACK else None
+        self.acked = self.primary_acked = acked_by(said) if said[0] & tcp.ACK else None
 
     def finding(self, buf: Buffer, kind: int, l4: int, payload: int, end: int) -> Finding:
         """See Flow."""
@@ -430,6 +472,8 @@ class TcpFlow(Flow):
             self.reset_at = None  # it was no RST that the guest took
         if flags & tcp.ACK and (self.acked is None or diff(ack, self.acked) > 0):
             self.acked = ack
+            if self.syn_said:
+                self.syn_said = tuple(each for each in self.syn_said if not self._outlived(*each))
         if flags & tcp.ACK and not flags & tcp.RST:
             self._offers(ack, buf[f.l4 + tcp.WINDOW] << 8 | buf[f.l4 + tcp.WINDOW + 1])
         if flags & tcp.RST:
@@ -464,10 +508,21 @@ class TcpFlow(Flow):
     def _secondary_syn(self, seq: int, said: bytes) -> None:
         if self.syn is not None and self.syn[1] == mark(said) and seq in (self.syn_matched, self.syn[0]):
             return  # the one that was matched, again
+        if self._outlived(seq, said):
+            return
         of_this = [each for each in self.syn_said if each[0] == seq]
         if not of_this:
             self.offered = None
         self.syn_said = ((seq, said), *(each for each in of_this if (each[1][0] ^ said[0]) & tcp.ACK))
+
+    def _outlived(self, seq: int, said: bytes) -> bool:
+        """Whether a SYN-ACK of the secondary, with the number of its SYN that was matched, proves nothing more.
+
+        It goes on, so whatever SYN-ACK of the primary this would prove is proven by that SYN and what it has acked.
+        """
+        if self.syn is None or seq not in (self.syn_matched, self.syn[0]):
+            return False
+        return self._adds_an_ack(self.syn[0], said) and self._has_acked(said)
 
     # --- windows
 
@@ -522,7 +577,7 @@ class TcpFlow(Flow):
         """See Flow."""
         self.said.clear()
         self.acked = self.primary_acked
-        self.fin = None
+        self.fin = self.fin_left
         self.resets = self.urgent = ()
         self.probe = None
         self.syn_said = ()
@@ -536,6 +591,7 @@ class TcpFlow(Flow):
         self.anchored = self.primary_seen = False
         self.frontier = 0
         self.acked = self.primary_acked = None
+        self.fin = self.fin_left = None
         self.syn = self.syn_matched = self.syn_frame = None
         self.window = None
 
@@ -566,6 +622,16 @@ def signature(buf: Buffer, l4: int, payload: int, end: int) -> bytes:
     ack = bytes(buf[l4 + tcp.ACK_NUMBER : l4 + tcp.ACK_NUMBER + 4]) if flags & tcp.ACK else b"\0\0\0\0"
     options = tcp.options_signature(buf, l4 + tcp.HEADER, payload)
     return bytes((flags,)) + ack + len(options).to_bytes(2, "big") + options + bytes(buf[payload:end])
+
+
+def acked_by(said: bytes) -> int:
+    """The ack in a signature."""
+    return int.from_bytes(said[1:5], "big")
+
+
+def without_ack(said: bytes) -> bytes:
+    """The signature of a SYN-ACK as if it acked nothing."""
+    return bytes((said[0] & ~tcp.ACK,)) + bytes(4) + said[5:]
 
 
 def same_handshake(a: bytes, b: bytes) -> bool:

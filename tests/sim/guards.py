@@ -93,6 +93,7 @@ GUARDS = (
     Guard(
         "options of a SYN are not compared", _TCP,
         "        if any(other == said for _, other in self.syn_said):", "        if any(other[:5] == said[:5] for _, other in self.syn_said):"),
+    Guard("a crossed SYN-ACK may say more than its SYN", _TCP, "self.syn == (seq, mark(without_ack(said)))", "self.syn is not None and self.syn[0] == seq", _shapes("both_open")),
     Guard("a payload is not compared", _DATAGRAM, "            if said == wanted:", "            if True:"),
     Guard("a payload proves more than one", _DATAGRAM, "            del self.said[index]", "            pass"),
     Guard("what the secondary answers its neighbours leaves", _CORE, "if asks(f, data) and bytes", "if bytes"),
@@ -115,6 +116,7 @@ GUARDS = (
            f"if flags & tcp.ACK and not flags & tcp.FIN and {_ACK_RULE}", _crossing),
     Guard("the ack of a RST is not checked", _TCP, f"if flags & tcp.ACK and {_ACK_RULE}",
            f"if flags & tcp.ACK and not flags & tcp.RST and {_ACK_RULE}"),
+    Guard("the ack of a crossed SYN-ACK is not checked", _TCP, "if self._adds_an_ack(seq, said) and self._has_acked(said) else", "if self._adds_an_ack(seq, said) else", _shapes("both_open")),
     Guard("acks are compared unsigned", _TCP, _ACK_RULE, "(self.acked is None or ack > self.acked):\n            return WAIT"),
     Guard("the ack of a FIN is lowered", _EASE, "        if _is_ahead(flow, head):  # the client's", "        if False:  # the client's", _crossing),
     Guard("what stands in front of a FIN waits for its ack", _EASE, "            leaving, staying = _without_fin(head, f)", "            return None", lambda s: _crossing(s) and s.compare_timeout == FOREVER),
@@ -152,7 +154,9 @@ GUARDS = (
     # 6: epochs
     Guard("frames of another epoch are heard", _CORE, "        elif batch.epoch == self.epoch:", "        elif True:", _cut),
     Guard("what the old secondary said counts on", _TCP, "        self.said.clear()\n        self.acked = self.primary_acked\n", "        self.acked = self.primary_acked\n", _cut),
-    Guard("what the old secondary acked counts on", _TCP, "        self.acked = self.primary_acked\n        self.fin = None", "        self.fin = None", _cut),
+    Guard("what the old secondary acked counts on", _TCP, "        self.acked = self.primary_acked\n        self.fin = self.fin_left", "        self.fin = self.fin_left", _cut),
+    Guard("the old secondary's FIN counts on", _TCP, "        self.fin = self.fin_left\n        self.resets", "        self.resets", _cut),
+    Guard("a FIN that a commit has covered is forgotten", _TCP, "        self.fin = self.fin_left\n        self.resets", "        self.fin = None\n        self.resets", _cut),
     Guard("the old secondary's SYN counts on", _TCP, "        self.probe = None\n        self.syn_said = ()", "        self.probe = None", _cut),
     Guard("a commit lets out what is behind the cut", _CORE, "while flow.held and flow.held[0].number < before:", "while flow.held:", _prepare_lost),
     Guard("a commit lets nothing out", _CORE, "while flow.held and flow.held[0].number < before:", "while False:", _cut),
@@ -204,7 +208,8 @@ GUARDS = (
     Guard("fragments that are given up are not counted", _FRAGMENTS, "        self.given_up += len(self._remove(key).originals)", "        self._remove(key)", _long_datagram),
     # 10: invariance, and the arithmetic under all of it
     Guard("sequence numbers do not wrap", "lockstep/wire/seqnum.py", "    return ((a - b + 0x80000000) & MASK) - 0x80000000", "    return a - b"),
-    Guard("bytes of the last connection stay", _TCP, "        self.said.clear()\n        self.fin = self.reset_at = self.reset_left = None", "        self.fin = self.reset_at = self.reset_left = None", lambda s: len({(p.version, p.port) for p in s.plans}) < len(s.plans)),
+    Guard("bytes of the last connection stay", _TCP, "        self.said.clear()\n        self.fin = self.fin_left = self.reset_at = self.reset_left = None", "        self.fin = self.fin_left = self.reset_at = self.reset_left = None", lambda s: len({(p.version, p.port) for p in s.plans}) < len(s.plans)),
     Guard("nobody waits too long", _CORE, "            if self._due_at(flow.held[0]) <= heard:", "            if False:", lambda s: s.compare_timeout < FOREVER and s.on_divergence == "checkpoint" and any(who == "rewriter" for _, who, _ in s.crashes)),
+    Guard("a SYN that its SYN-ACK needs no more waits for good", _TCP, " or self._answer_behind()\n", "\n", lambda s: s.compare_timeout == FOREVER and s.ways["secondary", "out"].loss > 0.02 and _shapes("both_open")(s)),
     Guard("a stuck head is never eased", _CORE, "if isinstance(flow, TcpFlow) and flow.held[0].arrived + STALL <= now:", "if False:", lambda s: s.compare_timeout == FOREVER and s.ways["secondary", "in"].loss > 0.02),
 )  # fmt: skip

@@ -124,8 +124,7 @@ class Proof(State):
         if life is None:
             raise Violation(1, f"a segment left of a connection that the secondary does not know: {p}")
         if p.flags & SYN:
-            if syn_said(p) not in life.syns:
-                raise Violation(1, f"a SYN left that the secondary has not said: {syn_said(p)} {life.syns}")
+            self._proven_syn(p, life)
             return
         place = distance(p.seq, primary.iss + 1)
         if p.payload and place >= 0:
@@ -147,6 +146,15 @@ class Proof(State):
                 raise Violation(
                     2, f"connection {life.label}: the client is told of more room than the secondary has: {p}"
                 )
+
+    def _proven_syn(self, p: Packet, life: Life) -> None:
+        """The secondary's SYN says the same. Where both ends open at once, that and its acks may say it together."""
+        said = syn_said(p)
+        if said in life.syns:
+            return
+        if not p.flags & ACK or (said[0] & ~ACK, 0, said[2]) not in life.syns:
+            raise Violation(1, f"a SYN left that the secondary has not said: {said} {life.syns}")
+        self._proven_ack(p, life)
 
     def _proven_ack(self, p: Packet, life: Life) -> None:
         if p.flags & ACK:

@@ -17,12 +17,25 @@ from sim.conftest import USUAL
 from sim.guards import GUARDS, Guard
 from sim.world import World
 
+#: Seeds that found a fault once, and what it was: each is far from those that every run begins with.
+FAILED_ONCE = {
+    8361: "a SYN-ACK of two crossing opens that the secondary never needed was held for good",
+    24490: "so was the SYN in front of one, where the secondary's own SYN was lost",
+    32819: "a keep-alive with a byte, behind a FIN that a commit had covered, was held for good",
+}
+
 
 def test_seeds_hold(request: pytest.FixtureRequest) -> None:
     """Every invariant of the design holds in every run."""
     count = request.config.getoption("--seeds", USUAL)
     failed = [outcome for outcome in cli.outcomes(iter(range(count)), False, 2) if outcome.failure is not None]
     assert not failed, "\n".join(f"seed {outcome.seed}: {outcome.failure}" for outcome in failed)
+
+
+@pytest.mark.parametrize("seed", FAILED_ONCE)
+def test_seeds_hold_that_once_failed(seed: int) -> None:
+    """What each is about stands with the list."""
+    assert cli.run(seed).failure is None
 
 
 @pytest.mark.parametrize("seed", [1, 5, 23])

@@ -666,6 +666,150 @@ def test_a_simultaneous_open() -> None:
     assert sides.secondary(segment(ISN2, 901, flags=SYN, options=MSS_WS)) == [syn_ack]
 
 
+CROSSED, ANSWER = segment(ISN, flags=SYN, options=MSS_WS), segment(ISN, CLIENT_ISN + 1, flags=SYN, options=MSS_WS)
+
+
+@pytest.fixture
+def crossing() -> Sides:
+    """Both guests have opened, and the client too; the client's SYN is lost on its way to one of them."""
+    sides = Sides()
+    sides.primary(CROSSED)
+    assert sides.secondary(segment(ISN2, flags=SYN, options=MSS_WS)) == [CROSSED]
+    return sides
+
+
+def test_a_crossed_syn_ack_leaves_once_the_secondary_has_acked_as_far_in_other_segments(crossing: Sides) -> None:
+    """Its own SYN is the one that has left, and the client's SYN-ACK was the first that it heard."""
+    assert crossing.primary(ANSWER) == []
+    hello = data(0, b"hello")
+    assert crossing.secondary(hello) == [ANSWER]
+    assert crossing.primary(hello) == [hello]
+    assert crossing.primary(ANSWER, CROSSED) == [ANSWER, CROSSED]
+    assert crossing.core.counters["dropped_overtaken"] == 0
+    assert crossing.conserved()
+
+
+def test_a_crossed_syn_ack_leaves_at_once_if_the_secondary_was_first(crossing: Sides) -> None:
+    crossing.secondary(data(0, b"hello", ack=CLIENT_ISN + 5))
+    assert crossing.primary(ANSWER) == [ANSWER]
+    assert crossing.primary(segment(ISN + 1, CLIENT_ISN + 5)) == [segment(ISN + 1, CLIENT_ISN + 5)]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        segment(ISN, CLIENT_ISN + 2, flags=SYN, options=MSS_WS),
+        segment(ISN + 1, CLIENT_ISN + 1, flags=SYN, options=MSS_WS),
+        segment(ISN, CLIENT_ISN + 1, flags=SYN, options=b"\x02\x04\x05\xb4\x01\x03\x03\x08"),
+        segment(ISN, CLIENT_ISN + 1, flags=SYN, options=b"\x02\x04\x05\xb0\x01\x03\x03\x07"),
+        segment(ISN, CLIENT_ISN + 1, flags=SYN, options=b"\x02\x04\x05\xb4"),
+        segment(ISN, CLIENT_ISN + 1, flags=SYN | 0x40, options=MSS_WS),
+        segment(ISN, CLIENT_ISN + 1, b"early", flags=SYN, options=MSS_WS),
+    ],
+    ids=["ack beyond", "other number", "other scale", "other MSS", "option less", "other flag", "data"],
+)
+def test_a_crossed_syn_ack_that_says_more_than_syn_and_acks_of_the_secondary_stays(
+    crossing: Sides, answer: bytes
+) -> None:
+    assert crossing.primary(answer) == []
+    assert crossing.secondary(segment(ISN + 1, CLIENT_ISN + 1)) == []
+    assert crossing.wait(0.5) == []
+    assert crossing.conserved()
+
+
+def test_a_crossed_syn_ack_stays_if_the_secondary_has_acked_nothing_or_another_syn() -> None:
+    sides = Sides()
+    sides.handshake()  # an older connection, in which much was acked
+    sides.secondary(segment(ISN + 1, CLIENT_ISN + 500))
+    sides.primary(segment(7000, flags=SYN, options=MSS_WS))
+    assert len(sides.secondary(segment(8000, flags=SYN, options=MSS_WS))) == 1
+    answer = segment(7000, CLIENT_ISN + 400, flags=SYN, options=MSS_WS)
+    assert sides.primary(answer) == []
+    assert sides.secondary(segment(7001, CLIENT_ISN + 400)) == [answer]
+
+
+def test_a_crossed_syn_ack_to_which_the_secondarys_own_has_other_options_is_a_divergence(crossing: Sides) -> None:
+    crossing.secondary(segment(ISN2, CLIENT_ISN + 1, flags=SYN, options=b"\x02\x04\x05\xb4"))
+    crossing.secondary(segment(ISN + 1, CLIENT_ISN + 1))
+    assert crossing.primary(ANSWER) == []
+    assert [found["reason"] for found in crossing.named("divergence")] == ["syn"]
+
+
+def test_what_the_secondary_has_said_when_a_crossed_syn_ack_leaves_counts_on(crossing: Sides) -> None:
+    """Each order: its own SYN-ACK first or none, and its data before or behind the primary's SYN-ACK."""
+    hello = data(0, b"hello", ack=CLIENT_ISN + 9)
+    assert crossing.secondary(segment(ISN2, CLIENT_ISN + 1, flags=SYN, options=MSS_WS), hello) == []
+    assert crossing.primary(ANSWER, hello) == [ANSWER, hello]
+
+
+def test_a_syn_ack_that_the_secondary_alone_needed_is_in_nobodys_way(crossing: Sides) -> None:
+    """The primary has heard the client's SYN-ACK first. The secondary's SYN-ACK proves no ack of another kind:
+
+    the client repeats its own until both have got it.
+    """
+    own = segment(ISN2, CLIENT_ISN + 1, flags=SYN, options=MSS_WS)
+    ack, hello = segment(ISN + 1, CLIENT_ISN + 1), data(0, b"hello")
+    assert crossing.secondary(own) == []
+    assert crossing.primary(ack, hello) == []
+    assert crossing.secondary(ack) == [ack]
+    assert crossing.secondary(own) == []  # late on its way
+    assert crossing.secondary(hello) == [hello]
+    for place in range(5, 25):
+        assert crossing.secondary(data(place, b"x")) == []
+        assert crossing.primary(data(place, b"x")) == [data(place, b"x")]
+    assert crossing.core.status()["flows_in_the_lane"] == 1
+
+
+@pytest.mark.parametrize("again", [0, 1])
+@pytest.mark.parametrize("secondary_first", [False, True])
+def test_a_crossed_syn_is_overtaken_by_its_syn_ack_if_the_secondarys_own_was_lost(
+    again: int, secondary_first: bool
+) -> None:
+    """The secondary has answered the client's SYN since, and repeats nothing but its SYN-ACK."""
+    sides = Sides()
+    own = segment(ISN2, CLIENT_ISN + 1, flags=SYN, options=MSS_WS)
+    if secondary_first:
+        sides.secondary(own)
+    assert sides.primary(CROSSED, *[CROSSED] * again, ANSWER) == []
+    if not secondary_first:
+        assert sides.secondary(own) == []
+    assert sides.wait(0.05) == []
+    assert [frame for _ in range(4) for frame in sides.wait(0.03)] == [ANSWER]
+    assert sides.core.counters["dropped_overtaken"] == 1 + again
+    hello = data(0, b"hello")
+    sides.secondary(hello)
+    assert sides.primary(hello) == [hello]
+    assert sides.conserved()
+
+
+@pytest.mark.parametrize(
+    ("syn", "answer"),
+    [
+        (CROSSED, segment(ISN, CLIENT_ISN + 2, flags=SYN, options=MSS_WS)),
+        (CROSSED, segment(ISN, CLIENT_ISN + 1, flags=SYN, options=b"\x02\x04\x05\xb4")),
+        (segment(ISN - 1, flags=SYN, options=MSS_WS), ANSWER),
+    ],
+    ids=["other ack", "other options", "other number"],
+)
+def test_a_syn_is_not_overtaken_by_a_syn_ack_that_the_secondary_has_not_said_or_of_another_connection(
+    syn: bytes, answer: bytes
+) -> None:
+    sides = Sides()
+    sides.secondary(segment(ISN2, CLIENT_ISN + 1, flags=SYN, options=MSS_WS))
+    sides.primary(syn, answer)
+    assert [frame for _ in range(10) for frame in sides.wait(0.1)] == []
+    assert sides.core.counters["dropped_overtaken"] == 0
+
+
+def test_a_crossed_syn_ack_behind_its_syn_is_looked_at_in_time() -> None:
+    """The SYN's own look would come only after `compare_timeout`. ECN's flags differ on a SYN-ACK (RFC 3168 §6.1.1)."""
+    sides = Sides()
+    syn = segment(ISN, flags=SYN | 0xC0, options=MSS_WS)
+    sides.primary(syn, segment(ISN, CLIENT_ISN + 1, flags=SYN | 0x40, options=MSS_WS))
+    assert sides.secondary(segment(ISN2, flags=SYN | 0xC0, options=MSS_WS)) == [syn]
+    assert sides.core.next_deadline() == pytest.approx(sides.now + 0.02)
+
+
 # --- passthrough
 
 
@@ -1036,12 +1180,15 @@ def test_a_head_that_the_primary_itself_goes_back_behind_is_dropped() -> None:
 
 
 def test_a_syn_ack_that_only_one_of_two_crossing_opens_needed_is_overtaken() -> None:
-    """The secondary has heard the client's SYN-ACK first, and so never said one itself (RFC 9293 §3.5)."""
+    """The secondary has heard the client's SYN-ACK first, and so never said one itself (RFC 9293 §3.5).
+
+    It says what the secondary's SYN did not: that ECN is accepted (RFC 3168 §6.1.1).
+    """
     sides = Sides()
-    sides.secondary(segment(ISN2, flags=SYN, options=MSS_WS))
-    assert len(sides.primary(segment(ISN, flags=SYN, options=MSS_WS))) == 1
+    sides.secondary(segment(ISN2, flags=SYN | 0xC0, options=MSS_WS))
+    assert len(sides.primary(segment(ISN, flags=SYN | 0xC0, options=MSS_WS))) == 1
     hello = data(0, b"hello")
-    assert sides.primary(segment(ISN, CLIENT_ISN + 1, flags=SYN, options=MSS_WS), hello) == []
+    assert sides.primary(segment(ISN, CLIENT_ISN + 1, flags=SYN | 0x40, options=MSS_WS), hello) == []
     assert sides.wait(0.15) == []
     sides.secondary(hello)
     left = [frame for _ in range(10) for frame in sides.wait(0.05)]
@@ -1353,6 +1500,32 @@ def test_a_primary_of_a_later_epoch_tells_of_a_commit_that_was_lost() -> None:
     assert sides.left(sides.core.push("primary", Batch.of([udp(b"b")], 0, 1), sides.now)) == [udp(b"a")]
     assert sides.core.epoch == 1
     assert sides.named("cut")[-1] == {"epoch": 1, "phase": "commit"}
+
+
+@pytest.mark.parametrize("payload", [b"", b"bye"])
+def test_a_keep_alive_behind_a_fin_that_a_commit_has_covered_is_known_as_one(sides: Sides, payload: bytes) -> None:
+    """It carries a byte of its own at the FIN's number (RFC 1122 §4.2.3.6), and hides nothing behind it."""
+    sides.primary(segment(ISN + 1, CLIENT_ISN + 1, payload, flags=FIN))
+    sides.cut(1, "prepare")
+    assert len(sides.cut(1, "commit")) == 1
+    at = ISN + 1 + len(payload)
+    behind = segment(at + 1, CLIENT_ISN + 9)
+    assert sides.primary(segment(at, CLIENT_ISN + 1, b"x"), behind) == []
+    sides.secondary(behind, epoch=1)
+    assert sides.wait(0.05) == []
+    assert sides.wait(0.06) == [behind]
+    assert sides.core.counters["dropped_keep_alive"] == 1
+    assert not sides.named("divergence")
+    assert sides.conserved()
+
+
+def test_a_byte_behind_a_fin_that_no_commit_has_covered_is_no_keep_alive(sides: Sides) -> None:
+    sides.primary(data(0, b"bye"))
+    sides.cut(1, "prepare")
+    assert len(sides.cut(1, "commit")) == 1
+    assert sides.primary(data(3, b"x")) == []
+    sides.wait(0.5)
+    assert sides.core.counters["dropped_keep_alive"] == 0
 
 
 def test_a_commit_without_its_prepare_releases_nothing() -> None:
