@@ -29,7 +29,7 @@ from lockstep.wire import arp, ethernet, frame, icmp, tcp
 from lockstep.wire.frame import Frame, dissect
 from lockstep.withheld import Withheld
 from services.comparer.digest import Mismatch, Told, Undigest
-from services.comparer.ease import SILENCE, STALE, STALL, can_be_eased, ease, speaks_for_itself
+from services.comparer.ease import SILENCE, STALE, STALL, can_be_eased, ease, speaks_for_itself, spoken
 from services.comparer.evidence import Evidence
 from services.comparer.flow import (
     DIFFERS,
@@ -214,6 +214,8 @@ class Core:
         """A head that nobody matched is a divergence; a keep-alive, or a RST again, is not missed."""
         head = flow.held[0]
         if flow.reset_at is not None and head.arrived <= flow.reset_at + RESET_UNDER_WAY:
+            if isinstance(flow, TcpFlow):
+                flow.dropped(head)
             self._drop_head(flow, "dropped_reset")  # a primary that goes on has not taken the client's RST
         elif isinstance(flow, TcpFlow) and (counter := flow.not_missed(head)) is not None:
             self._drop_head(flow, counter)
@@ -728,7 +730,7 @@ class Core:
         if speaks_for_itself(flow, f, data):
             self.counters["secondary_acks"] += 1
             flow.spoke(data, f.l4)
-            self._append([(bytes(data[start : f.end]), f.start - start)])
+            self._append([(spoken(flow.held[0], f, data, start), f.start - start)])
         elif is_syn(f, data):
             if flow.syn_frame is not None:
                 self.counters["repeated_syns"] += 1

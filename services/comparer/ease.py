@@ -5,7 +5,7 @@ one segment and the primary's super-frame needs many; the secondary acks one and
 is ahead by many. So a head that has waited a while leaves as far as it is proven: a super-frame
 up to a segment's edge, an ack lowered to the secondary's, and what stands in front of a FIN whose
 ack is ahead without that FIN. And while a head waits for an ack, the
-secondary's own pure ACKs leave as they are: they tell the client, by SACK, exactly what is missing.
+secondary's own pure ACKs leave, if with the head's clock: they tell the client, by SACK, exactly what is missing.
 Where the secondary repeats what has long left (its SYN-ACK, or data), it lacks an ack that the
 client gave once: the SYN-ACK leaves again, or a keep-alive, and the client repeats it, to both.
 Where the secondary says nothing for long, it may have no more room in its congestion window than the
@@ -27,6 +27,7 @@ from services.comparer.tcp import TcpFlow
 from services.comparer.window import bare_segment
 
 _ACK = struct.Struct(">I")
+_CLOCK = struct.Struct(">I")  # TSval
 _NUMBERS = struct.Struct(">II")  # seq, ack
 _WINDOW = struct.Struct(">HH")  # and the checksum
 _CHECKSUM = struct.Struct(">H")
@@ -93,6 +94,24 @@ def speaks_for_itself(flow: TcpFlow, f: Frame, buf: Buffer) -> bool:
     if flow.primary_acked is not None and diff(ack, flow.primary_acked) < 0:
         return False
     return flow.reached(buf, f.l4) and _clocks_agree(head, f, buf)
+
+
+def spoken(head: Held, f: Frame, buf: Buffer, start: int) -> bytes:
+    """That ACK, which begins at `start`, as it leaves: with a clock value that is no newer than the head's.
+
+    A client that has seen a newer one refuses the head, and all that is made of it (PAWS, RFC 7323 §5.3).
+    """
+    ack = bytearray(buf[start : f.end])
+    own = tcp.find_options(head.data, head.l4 + tcp.HEADER, head.payload)[0]
+    other = tcp.find_options(buf, f.l4 + tcp.HEADER, f.payload)[0]
+    if own and other:
+        told, clock = _CLOCK.unpack_from(head.data, own + 2)[0], _CLOCK.unpack_from(buf, other + 2)[0]
+        if diff(clock, told) > 0:
+            _CLOCK.pack_into(ack, other + 2 - start, told)
+            if not (f.start > start and ack[0] & vnet.NEEDS_CSUM):
+                field, odd = f.l4 + tcp.CHECKSUM - start, bool((other - f.l4) & 1)
+                _CHECKSUM.pack_into(ack, field, moved32(_CHECKSUM.unpack_from(ack, field)[0], clock, told, odd))
+    return bytes(ack)
 
 
 def _clocks_agree(head: Held, f: Frame, buf: Buffer) -> bool:

@@ -62,6 +62,7 @@ class TcpFlow(Flow):
         "fin_left",
         "frontier",
         "frontier_seq",
+        "hole",
         "limit",
         "near",
         "offered",
@@ -91,6 +92,8 @@ class TcpFlow(Flow):
         self.frontier = 0
         self.frontier_seq = 0
         self.said = Said()
+        #: Below the frontier, the first place that never left: it was dropped after the client's RST.
+        self.hole: int | None = None
         #: Highest ack the secondary has said; the highest the primary has been allowed to.
         self.acked: int | None = None
         self.primary_acked: int | None = None
@@ -184,9 +187,17 @@ class TcpFlow(Flow):
         place, size = self._place(seq), head.payload_end - head.payload
         if flags & (tcp.SYN | tcp.RST) or not size or place >= self.frontier:
             return False
+        if self.hole is not None and place + size > self.hole:
+            return False
         if self.said.check(place, head.data, head.payload, head.payload_end) != MISSING:
             return False
         return place + size <= self.frontier or not self.said.read(place, 1)
+
+    def dropped(self, head: Held) -> None:
+        """A head is dropped that was neither proven nor repeats what has left."""
+        place = self._place(_SEGMENT.unpack_from(head.data, head.l4)[0])
+        if head.payload_end > head.payload and self.anchored and (self.hole is None or place < self.hole):
+            self.hole = place
 
     def overtaking(self) -> Held | None:
         """A held segment in front of which the secondary will say nothing any more, and the client needs nothing."""
@@ -342,8 +353,10 @@ class TcpFlow(Flow):
         elif end > payload:
             self._anchor_primary(seq)
             place = self._place(seq) + end - payload
-            if place > self.frontier:
-                self.frontier = place
+            if self.hole is not None and place > self.hole >= place - (end - payload):
+                self.hole = place if place < self.frontier else None
+            if place > self.frontier and (self.fin_left is None or place <= self.fin_left):
+                self.frontier = place  # a keep-alive's byte at a FIN's number is no part of the stream
                 self.frontier_seq = (seq + end - payload) & MASK
                 if self.said.size > 2 * HISTORY:
                     self.said.forget(place - HISTORY, every_run=False)
@@ -376,7 +389,7 @@ class TcpFlow(Flow):
         return lowered
 
     def spoke(self, buf: Buffer, l4: int) -> None:
-        """A pure ACK of the secondary left as it is."""
+        """A pure ACK of the secondary left."""
         self.primary_acked = _SEGMENT.unpack_from(buf, l4)[1]
         if self.window is not None:
             self.window.left(buf, l4)
@@ -425,6 +438,7 @@ class TcpFlow(Flow):
         self.frontier = size
         self.frontier_seq = (seq + 1 + size) & MASK
         self.said.clear()
+        self.hole = None
         self.fin = self.fin_left = self.reset_at = self.reset_left = None
         self.resets = self.urgent = ()
         self.probe = None
@@ -591,7 +605,7 @@ class TcpFlow(Flow):
         self.anchored = self.primary_seen = False
         self.frontier = 0
         self.acked = self.primary_acked = None
-        self.fin = self.fin_left = None
+        self.fin = self.fin_left = self.hole = None
         self.syn = self.syn_matched = self.syn_frame = None
         self.window = None
 

@@ -208,8 +208,10 @@ GUARDS = (
     Guard("fragments that are given up are not counted", _FRAGMENTS, "        self.given_up += len(self._remove(key).originals)", "        self._remove(key)", _long_datagram),
     # 10: invariance, and the arithmetic under all of it
     Guard("sequence numbers do not wrap", "lockstep/wire/seqnum.py", "    return ((a - b + 0x80000000) & MASK) - 0x80000000", "    return a - b"),
-    Guard("bytes of the last connection stay", _TCP, "        self.said.clear()\n        self.fin = self.fin_left = self.reset_at = self.reset_left = None", "        self.fin = self.fin_left = self.reset_at = self.reset_left = None", lambda s: len({(p.version, p.port) for p in s.plans}) < len(s.plans)),
+    Guard("bytes of the last connection stay", _TCP, "        self.said.clear()\n        self.hole = None\n        self.fin = self.fin_left = self.reset_at = self.reset_left = None", "        self.hole = None\n        self.fin = self.fin_left = self.reset_at = self.reset_left = None", lambda s: len({(p.version, p.port) for p in s.plans}) < len(s.plans)),
     Guard("nobody waits too long", _CORE, "            if self._due_at(flow.held[0]) <= heard:", "            if False:", lambda s: s.compare_timeout < FOREVER and s.on_divergence == "checkpoint" and any(who == "rewriter" for _, who, _ in s.crashes)),
     Guard("a SYN that its SYN-ACK needs no more waits for good", _TCP, " or self._answer_behind()\n", "\n", lambda s: s.compare_timeout == FOREVER and s.ways["secondary", "out"].loss > 0.02 and _shapes("both_open")(s)),
+    Guard("what never left is stale", _TCP, "        if self.hole is not None and place + size > self.hole:\n            return False\n", "", lambda s: s.differs and s.compare_timeout < 1.0),
+    Guard("the secondary's ACKs leave with their own clock", _EASE, "        if diff(clock, told) > 0:", "        if False:", lambda s: s.compare_timeout == FOREVER and any(p.stamps for p in s.plans) and s.ways["secondary", "in"].loss > 0.02),
     Guard("a stuck head is never eased", _CORE, "if isinstance(flow, TcpFlow) and flow.held[0].arrived + STALL <= now:", "if False:", lambda s: s.compare_timeout == FOREVER and s.ways["secondary", "in"].loss > 0.02),
 )  # fmt: skip

@@ -39,7 +39,7 @@ class Releasing(Proof):
                 if p.kind == "chatter" and p.asks:
                     self.asked.append(raw)
                 elif p.kind == "tcp" and p.flags == ACK and not p.payload:
-                    self.acks.append(raw)
+                    self.acks.append((self._timeless(p, raw, said[0]), p.stamps))
         for event in events:
             self._comparer_tells(event)
         for where, item in out:
@@ -180,7 +180,12 @@ class Releasing(Proof):
         if entry is None:
             front = self.front.get(p.flow)
             # A comparer that came later knows a stream from where it came in.
-            if raw in self.acks and p.flow in self.scaled and front is not None and distance(p.seq, front) > 1:
+            if (
+                self._says_secondary(p, raw, vnet)
+                and p.flow in self.scaled
+                and front is not None
+                and distance(p.seq, front) > 1
+            ):
                 raise Violation(1, f"an ACK left that stands behind bytes that have not: {p}, they end at {front}")
             if self._life("primary", p) is not None or not self._offsets_doubtful():
                 self._proven(part)

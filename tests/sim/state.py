@@ -49,7 +49,7 @@ class State:
         self.inside: dict[Flow, deque[Entry]] = {}
         self.asked: deque[bytes] = deque(maxlen=64)
         #: Pure ACKs of the secondary that reached the comparer, and of each flow the last frame that left lowered.
-        self.acks: deque[bytes] = deque(maxlen=256)
+        self.acks: deque[tuple[tuple[bytes, str], tuple[int, int] | None]] = deque(maxlen=256)
         self.lowered: dict[Flow, Packet] = {}
         self.last_syn: dict[Flow, bytes] = {}
         #: Keys of flows of which payload has left, as `lockstep.flow.key` writes them.

@@ -441,6 +441,28 @@ def test_a_primary_that_goes_on_after_the_clients_rst_diverges_if_it_is_alone() 
     assert sides.named("divergence")[0]["reason"] == "unmatched"
 
 
+def test_what_was_dropped_after_a_rst_that_nobody_took_is_never_taken_for_stale() -> None:
+    """It has not left, though what stands behind it has: the client lacks it, and it may be different."""
+    sides = Sides(compare_timeout=0.3)
+    sides.handshake()
+    key = next(iter(sides.core._table.flows))
+    sides.left(sides.core.push("events", Event("reset_by_client", {"key": key}), sides.now))
+    lost, behind = data(0, b"lost"), data(4, b"behind")
+    sides.secondary(behind)
+    assert sides.primary(lost, behind) == []
+    assert sides.wait(0.31) == [behind]
+    assert sides.core.counters["dropped_reset"] == 1
+    sides.now += 2
+    sides.secondary(segment(ISN + 11, CLIENT_ISN + 1))
+    assert sides.primary(lost, data(4, b"be")) == []
+    assert sides.secondary(data(0, b"lo")) == []
+    assert sides.wait(0.15) == []
+    assert sides.core.counters["dropped_stale"] == 0
+    assert sides.secondary(data(0, b"lost")) == [lost, data(4, b"be")]
+    assert sides.primary(lost) == [lost]
+    assert sides.conserved()
+
+
 def test_a_rst_that_the_secondary_did_not_take_changes_nothing() -> None:
     sides = Sides(compare_timeout=3)
     sides.handshake()
@@ -1020,6 +1042,21 @@ def test_while_an_ack_is_stuck_the_secondarys_own_acks_leave() -> None:
     assert sides.conserved()
 
 
+@pytest.mark.parametrize("vnet", [0, 10])
+def test_the_secondarys_own_ack_has_no_newer_clock_than_what_still_waits(sides: Sides, vnet: int) -> None:
+    """Else the client would refuse that, and all that is made of it (PAWS, RFC 7323 §5.3)."""
+
+    def said(ack: int, clock: int) -> bytes:
+        options = packets.timestamps(clock, 4) + b"\1" + b"\2\4\5\xb4"  # not where they usually stand
+        return segment(ISN + 1, CLIENT_ISN + ack, options=b"\1" + options, partial=bool(vnet), vnet=vnet)
+
+    sides.primary(said(1001, 0xFFFFFFFE), vnet=vnet)
+    sides.now += 0.03
+    assert sides.secondary(said(501, 3), vnet=vnet) == [said(501, 0xFFFFFFFE)]
+    assert sides.secondary(said(502, 0xFFFFFFFD), vnet=vnet) == [said(502, 0xFFFFFFFD)]
+    assert sides.core.counters["secondary_acks"] == 2
+
+
 def test_a_secondary_that_repeats_old_bytes_makes_the_client_repeat_its_ack(sides: Sides) -> None:
     """It lost the client's last ack, and so never gets to the bytes that the primary has gone on to."""
     sides.secondary(data(0, b"hello"))
@@ -1517,6 +1554,18 @@ def test_a_keep_alive_behind_a_fin_that_a_commit_has_covered_is_known_as_one(sid
     assert sides.core.counters["dropped_keep_alive"] == 1
     assert not sides.named("divergence")
     assert sides.conserved()
+
+
+def test_a_keep_alives_byte_at_a_fins_number_is_no_part_of_the_stream(sides: Sides) -> None:
+    """So what the comparer asks the client with stands in front of the FIN, as the primary's own does."""
+    bye = segment(ISN + 1, CLIENT_ISN + 1, b"bye", flags=FIN)
+    sides.secondary(bye)
+    assert sides.primary(bye) == [bye]
+    garbage = data(3, b"x")
+    sides.secondary(garbage)
+    assert sides.primary(garbage) == [garbage]
+    sides.primary(segment(ISN + 5, CLIENT_ISN + 9))
+    assert [frame for _ in range(6) for frame in sides.wait(0.05)] == [segment(ISN + 3, CLIENT_ISN + 1)]
 
 
 def test_a_byte_behind_a_fin_that_no_commit_has_covered_is_no_keep_alive(sides: Sides) -> None:
