@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.fields import FieldInfo
 
 from lockstep.qemu.address import Address
-from lockstep.streams import DIGESTS, SECONDARY, STREAMS, stream_and_share
+from lockstep.streams import DIGESTS, SECONDARY, STREAMS, share, stream_and_share
 from lockstep.wiring import LOCAL, SERVICES
 
 Stream = Literal["ingress", "to_guest", "from_guest", "primary", "secondary", "released"]
@@ -327,7 +327,8 @@ class Comparer(_Model):
     )
     notify_server: bool = Field(False, description="listen at `notify`, instead of connecting to it")
     secondary: Literal["frames", "digest"] = Field(
-        "frames", description="digest: the redirector sends hashes in place of TCP's payload (`redirector.secondary`)"
+        "frames",
+        description="digest: hashes come in place of TCP's payload (`redirector.secondary`), of all guests alike",
     )
     workers: Annotated[int, Field(ge=1, le=64)] = Field(
         1, description="processes that compare, each its share of the flows; limits are shared out; read at start"
@@ -417,7 +418,8 @@ class ComparedGuest(_Model):
     @field_validator("comparer")
     @classmethod
     def _for_all(cls, value: Comparer) -> Comparer:
-        shared = sorted(value.model_fields_set & {"workers", "capture_dir", "capture_files", "capture_bytes"})
+        for_all = {"workers", "secondary", "capture_dir", "capture_files", "capture_bytes"}
+        shared = sorted(value.model_fields_set & for_all)
         if shared:
             raise ValueError(f"{shared[0]} is set for all guests together, under [comparer]")
         return value
@@ -532,10 +534,12 @@ class Node(_Model):
 
     def link(self, stream: str) -> Link:
         """The link of a stream, or of a share of one; one that was not configured is ipc in `run_dir`."""
-        if stream == DIGESTS:
-            stream = SECONDARY  # what travels over that link is another, the link is the same
-        configured = self.links.get(cast(Stream, stream))
         plain, name = stream_and_share(stream)
+        if plain == DIGESTS:
+            # What travels over that link is another, the link is the same.
+            plain = SECONDARY
+            stream = share(plain, name) if name else plain
+        configured = self.links.get(cast(Stream, stream))
         if configured is None and plain == "released":
             configured = next((guest.released for guest in self.guests if guest.name == name), None)
         return configured or Link.model_validate({"endpoint": f"ipc://{self.run_dir}/{stream}"})
@@ -796,9 +800,6 @@ def _guests_faults(node: Node) -> Iterator[Fault]:
 
 
 def _workers_faults(node: Node) -> Iterator[Fault]:
-    if node.comparer.secondary == "digest" and (node.comparer.workers > 1 or node.guests):
-        way_out = "Leave `workers` at 1 and `guests` empty, or the secondary at frames."
-        yield Fault("comparer.secondary", "digest", "one process of one guest alone reads digests", way_out)
     workers = str(node.comparer.workers)
     if workers != "1" and len(node.with_fused(("comparer",))) > 1:
         yield Fault("comparer.workers", workers, "a fused comparer is one process", "Take the comparer out of `fuse`.")

@@ -86,7 +86,7 @@ def of(node: Node, service: str) -> Wiring:
     wiring = SERVICES[service]
     digests = {"redirector": node.redirector.secondary, "comparer": node.comparer.secondary}
     if digests.get(service) == "digest":
-        return _with_digests(wiring)
+        wiring = _with_digests(wiring)
     if service != "comparer" or not node.guests:
         return wiring
     gives = tuple(share(stream, guest.name) for stream in wiring.gives for guest in node.guests)
@@ -103,13 +103,16 @@ def _with_digests(wiring: Wiring) -> Wiring:
     return replace(wiring, takes=other(wiring.takes), gives=other(wiring.gives), rests=rests)
 
 
-def of_splitter(workers: int) -> Wiring:
-    """The wiring of what stands before the workers of a comparer: each has its share of the streams."""
+def of_splitter(workers: int, secondary: str = SECONDARY) -> Wiring:
+    """The wiring of what stands before the workers of a comparer: each has its share of the streams.
+
+    secondary: the stream in which the secondary's frames come, or in digest mode its records.
+    """
     names = [str(number) for number in range(workers)]
-    ways = {stream: tuple(share(stream, name) for name in names) for stream in (PRIMARY, SECONDARY, RELEASED)}
+    ways = {stream: tuple(share(stream, name) for name in names) for stream in (PRIMARY, secondary, RELEASED)}
     return Wiring(
         ports=(),
-        takes=(*ways[RELEASED], PRIMARY, SECONDARY),
-        gives=(RELEASED, *ways[PRIMARY], *ways[SECONDARY]),
-        rests={PRIMARY: ways[PRIMARY], SECONDARY: ways[SECONDARY], **dict.fromkeys(ways[RELEASED], (RELEASED,))},
+        takes=(*ways[RELEASED], PRIMARY, secondary),
+        gives=(RELEASED, *ways[PRIMARY], *ways[secondary]),
+        rests={PRIMARY: ways[PRIMARY], secondary: ways[secondary], **dict.fromkeys(ways[RELEASED], (RELEASED,))},
     )

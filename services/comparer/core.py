@@ -112,7 +112,7 @@ class Core:
         self._rules = Rules(self._config.passthrough)
         self.counters = dict.fromkeys(COUNTERS, 0)
         digests = self._config.secondary == "digest"
-        self._undigest = Undigest(self.counters) if digests else None
+        self._undigest = Undigest(self.counters, self._config.max_bytes) if digests else None
         self._lane = Lane(self, self._config.max_flows, self._config.max_bytes, digests=digests)
         self._lane.ask = self._rules.any
         self._table = FlowTable(self._config, self.counters, self._lane)

@@ -173,8 +173,10 @@ class _Flow:
 class Undigest:
     """Turns records into frames, as the primary's bytes allow. Counts in `counters`."""
 
-    def __init__(self, counters: dict[str, int]) -> None:
+    def __init__(self, counters: dict[str, int], most_bytes: int) -> None:
+        """most_bytes: of all flows together, but never more than MOST_KEPT."""
         self.counters = counters
+        self._most = min(MOST_KEPT, most_bytes)
         counters.update(dict.fromkeys(COUNTERS, 0))
         self._hashed: Hasher | None = None
         self._frame, self._reader = Frame(), Reader()
@@ -269,7 +271,7 @@ class Undigest:
 
     def _count(self, flow: _Flow, before: int) -> None:
         self._kept += flow.kept() - before
-        while self._kept > MOST_KEPT:
+        while self._kept > self._most:
             self.drop(next(iter(self._flows)))
 
     def _settled(self, flow: _Flow) -> Told:

@@ -17,7 +17,7 @@ from typing import Any
 from lockstep.batch import Batch
 from lockstep.config import Node
 from lockstep.streams import EVENTS, CommandError, Cut, Event, Item, Output, share, stream_and_share
-from services.comparer.core import COUNTERS, MOST_REMEMBERED, Core
+from services.comparer.core import MOST_REMEMBERED, Core
 
 #: Names that an error lists.
 MOST_NAMED = 10
@@ -28,6 +28,8 @@ class Guests:
 
     def __init__(self, config: Node) -> None:
         self._cores = {guest.name: Core(config.of_guest(guest.name)) for guest in config.guests}
+        #: Names of all counters: in digest mode there are more.
+        self._counters = tuple(dict.fromkeys(name for core in self._cores.values() for name in core.counters))
         #: Epoch of the guest whose outputs were last given.
         self.epoch = 0
         #: Events of no guest that is known here: the rewriter that sent them has no `guest.name`, or another.
@@ -39,7 +41,7 @@ class Guests:
     @property
     def counters(self) -> dict[str, int]:
         """The sums over all guests."""
-        return {name: sum(core.counters[name] for core in self._cores.values()) for name in COUNTERS}
+        return {name: sum(core.counters[name] for core in self._cores.values()) for name in self._counters}
 
     def push(self, stream: str, item: Item, now: float) -> list[Output]:
         """Take an item of one guest's streams, or an event that names its guest."""

@@ -7,6 +7,8 @@ A fragment has no ports that can be relied on, so datagrams and whatever else ma
 their addresses alone, fragments or not. TCP in fragments, which no rewriter moves, goes the same way.
 What belongs to no flow (link chatter, malformed frames) is the first worker's.
 
+A record of digest mode is dealt by the frame that it tells of, and the key in front of them goes with every share.
+
 Everything here is arithmetic on fields in place; compiled (split.pxd) it makes no object per frame.
 """
 
@@ -18,6 +20,8 @@ from typing import TYPE_CHECKING
 from lockstep.batch import Batch, Buffer
 from lockstep.wire import ipv4, ipv6
 from lockstep.wire.frame import FRAGMENT, ICMP, ICMPV6, OTHER_IP, TCP, UDP, Frame, dissect
+from services.comparer.record import Reader
+from services.redirector.digest import DIGEST, KEY, WHOLE
 
 if TYPE_CHECKING:
     Numbers = array[int] | memoryview
@@ -34,6 +38,7 @@ MOST_WORKERS = 64
 # The same as C integers, where this is compiled.
 _TCP, _UDP, _ICMP, _ICMPV6, _OTHER_IP, _FRAGMENT = TCP, UDP, ICMP, ICMPV6, OTHER_IP, FRAGMENT
 _SOURCE4, _SOURCE6 = ipv4.SOURCE, ipv6.SOURCE
+_WHOLE, _DIGEST = WHOLE, DIGEST
 
 _MASK32, _MASK64 = (1 << 32) - 1, (1 << 64) - 1
 #: Fractional part of the golden ratio, as Fibonacci hashing has it.
@@ -62,18 +67,33 @@ def _mixed(h: int, word: int) -> int:
     return h ^ h >> 32
 
 
-def deal(f: Frame, buf: Buffer, lengths: Numbers, vnet: int, workers: int, seed: int, dealt: Writable) -> int:
+def _of_record(f: Frame, reader: Reader, buf: Buffer, start: int, end: int, vnet: int, workers: int, seed: int) -> int:
+    """The worker of the frame that the record `buf[start:end]` tells of; the first for what is no such record."""
+    kind = reader.read(f, buf, start, end, vnet)
+    if kind == _WHOLE:
+        dissect(f, buf, reader.at + vnet, end)
+    elif kind != _DIGEST:
+        return 0
+    return worker_of(f, buf, workers, seed)
+
+
+def deal(
+    f: Frame, reader: Reader | None, buf: Buffer, lengths: Numbers, vnet: int, workers: int, seed: int, dealt: Writable
+) -> int:
     """Write each frame's worker into `dealt`, a byte each; returns the worker if it is one for all, else -1.
 
-    lengths: of the frames, as 32-bit numbers.
+    reader: where they are records. lengths: of each, as 32-bit numbers.
     """
     end = 0
     one = -2
     for index in range(len(lengths)):
         start = end
         end = start + lengths[index]
-        dissect(f, buf, start + vnet, end)
-        worker = worker_of(f, buf, workers, seed)
+        if reader is None:
+            dissect(f, buf, start + vnet, end)
+            worker = worker_of(f, buf, workers, seed)
+        else:
+            worker = _of_record(f, reader, buf, start, end, vnet, workers, seed)
         dealt[index] = worker
         if one == -2:
             one = worker
@@ -120,26 +140,41 @@ def measure(lengths: Numbers, dealt: Buffer, sizes: Numbers, counts: Numbers) ->
         counts[worker] += 1
 
 
-def split(batch: Batch, workers: int, seed: int, f: Frame) -> list[tuple[int, Batch]]:
-    """The workers' shares of a batch, as (worker, share); a batch that is one worker's is passed on as it is."""
-    count = len(batch.lengths)
+def split(batch: Batch, workers: int, seed: int, f: Frame, reader: Reader | None = None) -> list[tuple[int, Batch]]:
+    """The workers' shares of a batch, as (worker, share); a batch that is one worker's is passed on as it is.
+
+    reader: where it is a batch of records. The key in front of them is in front of every share.
+    """
+    data, lengths, key = memoryview(batch.data), batch.lengths, 0
+    if reader is not None and lengths and data[0] == KEY:
+        key, lengths = lengths[0], lengths[1:]
+    secret, data = data[:key], data[key:]
+    count = len(lengths)
     if not count:
         return []
-    lengths = batch.lengths
     dealt = bytearray(count)
-    one = deal(f, batch.data, lengths, batch.vnet, workers, seed, dealt)
+    one = deal(f, reader, data, lengths, batch.vnet, workers, seed, dealt)
     if one >= 0:
         return [(one, batch)]
     sizes, counts = array("q", bytes(8 * workers)), array("q", bytes(8 * workers))
     measure(lengths, dealt, sizes, counts)
+    having = [worker for worker in range(workers) if counts[worker]]
+    if key:
+        for worker in having:
+            sizes[worker] += key
+            counts[worker] += 1
+    into, sorted_lengths = bytearray(sum(sizes)), array("I", bytes(4 * sum(counts)))
     places, firsts = array("q", sizes), array("q", counts)
     size = first = 0
     for worker in range(workers):
         places[worker], firsts[worker] = size, first
+        if key and counts[worker]:
+            into[size : size + key] = secret
+            sorted_lengths[first] = key
+            places[worker], firsts[worker] = size + key, first + 1
         size, first = size + sizes[worker], first + counts[worker]
-    data, sorted_lengths = bytearray(size), array("I", bytes(4 * count))
-    gather(batch.data, lengths, dealt, places, firsts, data, sorted_lengths)
-    view = memoryview(data).toreadonly()  # it stays as it is, so nobody has to copy it again
+    gather(data, lengths, dealt, places, firsts, into, sorted_lengths)
+    view = memoryview(into).toreadonly()  # it stays as it is, so nobody has to copy it again
     return [
         (
             worker,
@@ -150,6 +185,5 @@ def split(batch: Batch, workers: int, seed: int, f: Frame) -> list[tuple[int, Ba
                 batch.epoch,
             ),
         )
-        for worker in range(workers)
-        if counts[worker]
+        for worker in having
     ]

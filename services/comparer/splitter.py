@@ -8,6 +8,9 @@
 
 A flow is one worker's, on both sides, so what a worker releases is in order. Cuts and gaps go to every
 worker at their place in the stream. The splitter judges nothing, and keeps nothing.
+
+In digest mode `digests` is in the place of `secondary`: a record is dealt out by the flow that its headers
+name, and every share has the key in front.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any
 from lockstep.batch import Batch
 from lockstep.config import Node
 from lockstep.streams import (
+    DIGESTS,
     PRIMARY,
     RELEASED,
     SECONDARY,
@@ -31,6 +35,7 @@ from lockstep.streams import (
     stream_and_share,
 )
 from lockstep.wire.frame import Frame
+from services.comparer.record import Reader
 from services.comparer.split import split
 
 
@@ -43,7 +48,7 @@ class Splitter:
     def __init__(self, config: Node, seed: int) -> None:
         self._workers = config.comparer.workers
         self._seed = seed
-        self._frame = Frame()
+        self._frame, self._reader = Frame(), Reader()
         #: The epoch that the batch at work was stamped with: it is passed on as it came.
         self.epoch = 0
         self.counters = dict.fromkeys(
@@ -53,8 +58,9 @@ class Splitter:
             ),
             0,
         )  # fmt: skip
+        secondary = DIGESTS if config.comparer.secondary == "digest" else SECONDARY
         self._ways = {
-            stream: [share(stream, str(number)) for number in range(self._workers)] for stream in (PRIMARY, SECONDARY)
+            stream: [share(stream, str(number)) for number in range(self._workers)] for stream in (PRIMARY, secondary)
         }
 
     def push(self, stream: str, item: Item, now: float) -> list[Output]:
@@ -66,12 +72,13 @@ class Splitter:
                 self.counters["released"] += len(item)
                 return [(RELEASED, item)]
             if plain in self._ways:
-                self.counters[f"{plain}_frames"] += len(item)
-                ways = self._ways[plain]
-                return [(ways[worker], part) for worker, part in split(item, self._workers, self._seed, self._frame)]
+                reader = self._reader if plain == DIGESTS else None
+                self.counters[f"{_side(plain)}_frames"] += len(item) - (reader is not None)  # a key is none
+                ways, shares = self._ways[plain], split(item, self._workers, self._seed, self._frame, reader)
+                return [(ways[worker], part) for worker, part in shares]
         elif isinstance(item, Gap):
-            self.counters[f"gaps_{plain}"] += 1
-            told = Event("gap", {"stream": plain, "reason": item.reason, "lost": item.lost})
+            self.counters[f"gaps_{_side(plain)}"] += 1
+            told = Event("gap", {"stream": _side(plain), "reason": item.reason, "lost": item.lost})
             return [*((way, item) for way in self._ways.get(plain, ())), told]
         elif isinstance(item, Cut) and plain in self._ways:
             return [(way, item) for way in self._ways[plain]]
@@ -96,14 +103,21 @@ class Splitter:
         """A worker that doesn't keep up sees a gap, and releases nothing for it; what it had released is lost."""
         plain, number = stream_and_share(stream)
         if isinstance(item, Cut):
-            return [Event("cut_lost", {"stream": plain, "worker": number, "epoch": item.epoch, "phase": item.phase})]
+            return [
+                Event("cut_lost", {"stream": _side(plain), "worker": number, "epoch": item.epoch, "phase": item.phase})
+            ]
         if plain == RELEASED:
             self.counters["released"] -= len(item)
             self.counters["dropped_full"] += len(item)
         else:
-            self.counters[f"dropped_{plain}"] += len(item)
+            self.counters[f"dropped_{_side(plain)}"] += len(item)
         return []
 
     def status(self) -> dict[str, Any]:
         """Nothing besides the counters."""
         return {}
+
+
+def _side(stream: str) -> str:
+    """What a stream is counted as: `digests` as that whose place it has."""
+    return SECONDARY if stream == DIGESTS else stream

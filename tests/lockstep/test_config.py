@@ -825,11 +825,26 @@ def test_a_cpu_is_one_number_for_a_process(faults: Faults, text: str, setting: s
     "text",
     ["[comparer]\nworkers = 2\n", '[[guests]]\nname = "a"\nreleased = "ipc:///r/a"\n[comparer]\n'],
 )
-def test_digests_are_read_by_one_process_of_one_guest(faults: Faults, text: str) -> None:
-    assert [fault.setting for fault in faults(f'{SOUND}{text}secondary = "digest"\n')] == ["comparer.secondary"]
+def test_digests_are_read_by_several_workers_and_for_many_guests(load: Load, text: str) -> None:
+    assert load(f'{SOUND}{text}secondary = "digest"\n').comparer.secondary == "digest"
+
+
+def test_all_guests_of_a_comparer_send_digests_or_none_does(faults: Faults) -> None:
+    text = '[[guests]]\nname = "a"\nreleased = "ipc:///r/a"\ncomparer = { secondary = "digest" }\n'
+    (fault,) = faults(SOUND + text)
+    assert "secondary is set for all guests together" in fault.why
 
 
 def test_digests_go_over_the_link_of_the_secondary(load: Load) -> None:
     node = load('[links]\nsecondary = "tcp://127.0.0.1:7103"\n[redirector]\nsecondary = "digest"\n')
     assert node.link("digests") == node.link("secondary")
     assert Node().link("digests").endpoint == "ipc:///run/lockstep/secondary"
+
+
+def test_a_workers_digests_go_over_the_link_of_its_share_of_the_secondary(load: Load) -> None:
+    """Whatever the comparer's own link is; the splitter and the worker agree on it."""
+    node = load('[links]\nsecondary = "tcp://127.0.0.1:7103"\n[comparer]\nworkers = 2\nsecondary = "digest"\n')
+    splitter, worker = node.of_worker("splitter"), node.of_worker("1")
+    assert splitter.link("digests") == node.link("secondary")
+    assert splitter.link("digests@1") == worker.link("digests")
+    assert worker.link("digests").endpoint.endswith("/secondary@1")

@@ -10,7 +10,7 @@ from typing import Any
 import msgpack
 import pytest
 import zmq
-from packets import udp
+from packets import PSH, segment, udp
 
 from lockstep.batch import Batch
 from lockstep.capture.memory import pair
@@ -19,7 +19,8 @@ from lockstep.control import ControlRefused
 from lockstep.link.zmq import Receiver, Sender
 from lockstep.service import core_of
 from lockstep.shell import Shell
-from lockstep.streams import EVENTS, Event
+from lockstep.streams import DIGESTS, EVENTS, Event
+from services.redirector.digest import Digester, new_secret
 
 PATIENCE = 30.0
 NAMES = tuple(f"guest-{number}" for number in range(100))
@@ -30,28 +31,38 @@ FLOOD = Batch.of([udp(bytes(60_000), sport=9)] * 17)
 class Town:
     """The comparer's process, and the other ends of every guest's links."""
 
-    def __init__(self, run_dir: Path, names: tuple[str, ...]) -> None:
+    def __init__(self, run_dir: Path, names: tuple[str, ...], secondary: str = "frames") -> None:
         guests = [{"name": name, "released": f"ipc://{run_dir}/{name}"} for name in names]
         self.node = Node.model_validate(
-            {"run_dir": str(run_dir), "guests": guests, "comparer": {"on_divergence": "hold"}}
+            {
+                "run_dir": str(run_dir),
+                "guests": guests,
+                "comparer": {"on_divergence": "hold", "secondary": secondary},
+            }
         )
         self.shell = Shell(self.node, {"comparer": core_of("comparer", self.node)})
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.setsockopt(zmq.LINGER, 0)
+        streams = {"primary": "primary", "secondary": DIGESTS if secondary == "digest" else "secondary"}
         self.senders = {
             (side, name): Sender(
-                self._context, side, self.node.link(side).endpoint, f"{side[0]}{name[-2:]:>7}".encode(), guest=name
+                self._context, stream, self.node.link(stream).endpoint, f"{side[0]}{name[-2:]:>7}".encode(), guest=name
             )
-            for side in ("primary", "secondary")
+            for side, stream in streams.items()
             for name in names
         }
+        #: In digest mode, what stands for each guest's redirector.
+        self.digesters = {name: Digester(new_secret("blake2b")) for name in names if secondary == "digest"}
         self.mirrors = {
             name: Receiver(self._context, "released", f"ipc://{run_dir}/{name}", guest=name) for name in names
         }
         self.heard: dict[str, list[bytes]] = {name: [] for name in names}
 
     def say(self, side: str, name: str, *frames: bytes) -> None:
-        assert self.senders[side, name].send(Batch.of(frames), 0)
+        batch = Batch.of(frames)
+        if side == "secondary" and name in self.digesters:
+            batch = self.digesters[name].records(batch)
+        assert self.senders[side, name].send(batch, 0)
 
     def until(self, done: Callable[[], object]) -> None:
         """Step until something is so."""
@@ -82,8 +93,8 @@ class Town:
 def town(run_dir: Path) -> Iterator[Callable[..., Town]]:
     made: list[Town] = []
 
-    def make(*names: str) -> Town:
-        made.append(Town(run_dir, names))
+    def make(*names: str, **more: Any) -> Town:
+        made.append(Town(run_dir, names, **more))
         return made[-1]
 
     yield make
@@ -110,6 +121,25 @@ def test_a_hundred_guests_share_a_process_and_each_mirror_gets_its_own_frames(to
     assert said["guests"]["guest-8"]["counters"]["gaps_secondary"] == 1
     assert {name for name in NAMES if said["guests"][name]["held"]} == {"guest-7"}
     assert said["links"]["released@guest-9"]["frames"] == 2
+
+
+def test_many_guests_send_digests_each_by_its_own_key(town: Callable[..., Town]) -> None:
+    """All of them have the same connection, with other bytes. One differs, one's redirector starts anew."""
+    names = NAMES[:10]
+    here = town(*names, secondary="digest")
+    said = {name: [segment(1 + 400 * place, 7, name.encode() * 44, flags=PSH) for place in range(2)] for name in names}
+    for name in names:
+        here.say("primary", name, *said[name])
+        here.say("secondary", name, said["guest-3"][0] if name == "guest-7" else said[name][0])
+    here.until(lambda: sum(map(len, here.heard.values())) == 9)
+    here.digesters["guest-4"] = Digester(new_secret("xxh3"))
+    for name in names:
+        here.say("secondary", name, said[name][1])
+    here.until(lambda: sum(map(len, here.heard.values())) == 18)
+    assert here.heard == {name: [] if name == "guest-7" else said[name] for name in names}
+    status = here.ask("status")
+    assert {name for name in names if status["guests"][name]["held"]} == {"guest-7"}
+    assert status["counters"]["mismatched"] == status["guests"]["guest-7"]["counters"]["mismatched"] == 1
 
 
 def test_one_guests_flood_leaves_the_others_their_turn(town: Callable[..., Town]) -> None:

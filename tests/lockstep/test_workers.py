@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 import zmq
-from packets import udp
+from packets import PSH, segment, udp
 
 from lockstep import config, control
 from lockstep.batch import Batch
 from lockstep.config import Node
 from lockstep.control import ControlRefused, Listener
 from lockstep.link.zmq import Receiver, Sender
-from lockstep.streams import Cut, Event
+from lockstep.streams import DIGESTS, Cut, Event
+from services.redirector.digest import Digester, new_secret
 
 PATIENCE = 30.0
 CLIENTS = [f"10.77.1.{number}" for number in range(1, 41)]
@@ -44,9 +45,12 @@ class Comparer:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.setsockopt(zmq.LINGER, 0)
         self.mirror = Receiver(self._context, "released", self.node.link("released").endpoint)
+        #: In digest mode, what stands for the redirector. A new one has a new key.
+        self.digester = Digester(new_secret("blake2b")) if self.node.comparer.secondary == "digest" else None
+        streams = {"primary": "primary", "secondary": DIGESTS if self.digester else "secondary"}
         self._senders = {
-            side: Sender(self._context, side, self.node.link(side).endpoint, side.ljust(8)[:8].encode())
-            for side in ("primary", "secondary")
+            side: Sender(self._context, stream, self.node.link(stream).endpoint, side.ljust(8)[:8].encode())
+            for side, stream in streams.items()
         }
         self._listener = Listener(self._context, [self.node.events_endpoint("comparer")])
         self.left: list[bytes] = []
@@ -68,7 +72,10 @@ class Comparer:
         assert self._senders[side].send(item, 1)
 
     def say(self, side: str, *frames: bytes) -> None:
-        self.send(side, Batch.of(frames))
+        batch = Batch.of(frames)
+        if side == "secondary" and self.digester is not None:
+            batch = self.digester.records(batch)
+        self.send(side, batch)
 
     def take(self) -> None:
         """What has arrived until now."""
@@ -132,6 +139,12 @@ def words(number: int) -> list[bytes]:
     return [udp(f"{number} for {client}".encode(), destination=client) for client in CLIENTS]
 
 
+def segments(place: int, size: int) -> list[bytes]:
+    """One segment of each client's connection, as long as is worth a hash."""
+    said = bytes(range(place & 0xFF, 256)) * (size // 256 + 2)
+    return [segment(1000 + place, 7, said[:size], flags=PSH, destination=client) for client in CLIENTS]
+
+
 def gone(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
@@ -155,6 +168,79 @@ def test_all_workers_compare_and_status_is_their_sum(comparer: Callable[..., Com
     assert sum(shares) == 800
     assert all(shares)
     assert len({*here.pids().values(), said["pid"]}) == 5
+
+
+DIGEST = 'on_divergence = "hold"\nsecondary = "digest"'
+
+
+def test_in_digest_mode_every_worker_reads_the_hashes_of_its_flows(comparer: Callable[..., Comparer]) -> None:
+    """TCP by its hashes, datagrams as they are; one flow differs, and only its segment stays."""
+    here = comparer(settings=DIGEST)
+    for number in range(10):
+        here.say("primary", *segments(1000 * number, 1000), *words(number))
+        here.say("secondary", *segments(1000 * number, 1000), *words(number))
+    here.until(lambda: len(here.left) == 20 * len(CLIENTS))
+    last = segments(10_000, 1000)
+    wrong = segment(11_000, 7, b"other" * 200, flags=PSH, destination=CLIENTS[-1])
+    here.say("primary", *last)
+    here.say("secondary", *last[:-1], wrong)
+    here.until(lambda: here.named("digest_mismatch"))
+    here.until(lambda: len(here.left) == 21 * len(CLIENTS) - 1)
+    for client in CLIENTS[:-1]:
+        address = segments(0, 1)[CLIENTS.index(client)][30:34]
+        theirs = [frame for frame in here.left if frame[30:34] == address and frame[23] == 6]
+        assert theirs == [segments(1000 * number, 1000)[CLIENTS.index(client)] for number in range(11)]
+    assert last[-1] not in here.left
+    said = here.ask("status")
+    counted = said["counters"]
+    assert (counted["mismatched"], counted["secondary_frames"]) == (1, 21 * len(CLIENTS))
+    assert counted["matched"] >= 11 * len(CLIENTS) - 1
+    assert said["links"]["digests"]["frames"] == 21 * len(CLIENTS) + 11
+    assert all(said["workers"][name]["counters"]["matched"] for name in ("0", "1", "2"))
+
+
+def test_a_new_key_reaches_every_worker_with_its_flows(comparer: Callable[..., Comparer]) -> None:
+    """What was hashed with the key of before is given up where the new one has come; what is said again is proven."""
+    here = comparer(settings=DIGEST)
+    here.say("secondary", *segments(0, 500))
+    here.until(lambda: here.ask("status")["counters"]["secondary_frames"] == len(CLIENTS))
+    here.digester = Digester(new_secret("xxh3"))
+    here.say("secondary", *segments(0, 500))
+    here.until(lambda: here.ask("status")["counters"]["secondary_frames"] == 2 * len(CLIENTS))
+    here.say("primary", *segments(0, 500))
+    here.until(lambda: len(here.left) == len(CLIENTS))
+    assert sorted(here.left) == sorted(segments(0, 500))
+    assert here.ask("status")["counters"]["mismatched"] == 0
+
+
+def test_a_worker_that_died_reads_the_key_again(comparer: Callable[..., Comparer]) -> None:
+    here = comparer(2, DIGEST)
+    here.say("primary", *segments(0, 500))
+    here.say("secondary", *segments(0, 500))
+    here.until(lambda: len(here.left) == len(CLIENTS))
+    os.kill(here.pids()["1"], signal.SIGKILL)
+    here.until(lambda: here.ask("status")["workers"]["1"].get("restarts") == 1)
+    here.until(lambda: "error" not in here.ask("status")["workers"]["1"])
+
+    def all_leave() -> bool:
+        here.left.clear()
+        here.say("primary", *segments(500, 500))
+        here.say("secondary", *segments(500, 500))
+        time.sleep(0.05)
+        here.take()
+        return set(segments(500, 500)) <= set(here.left)
+
+    here.until(all_leave)
+
+
+def test_records_that_nobody_makes_are_counted_and_prove_nothing(comparer: Callable[..., Comparer]) -> None:
+    here = comparer(settings=DIGEST)
+    here.say("primary", *segments(0, 500))
+    assert here.digester is not None
+    key, *records = here.digester.records(Batch.of(segments(0, 500))).frames()
+    here.send("secondary", Batch.of([key, *(record[:-1] for record in records), b"\3", b"\7garbage", b"\2no key"]))
+    here.until(lambda: here.ask("status")["counters"]["malformed_records"] == len(records) + 3)
+    assert (here.ask("status")["held"], here.left) == (len(CLIENTS), [])
 
 
 def test_a_divergence_is_told_once_and_holds_one_flow(comparer: Callable[..., Comparer]) -> None:

@@ -44,6 +44,19 @@ def test_an_upload_is_compared_whole(tmp_path: Path) -> None:
         assert_protected(stage)
 
 
+def test_several_workers_compare_a_download_by_its_hashes(tmp_path: Path) -> None:
+    """A flow is one worker's: by far the most of it is proven there, by the key that came with its share."""
+    with staged(tmp_path, workers=3) as stage:
+        with Transfer(stage, "download", 48 * MIB) as transfer:
+            transfer.finish()
+        counted = assert_protected(stage)
+        status = stage.status("comparer")
+    assert counted["matched"] * 65536 > 48 * MIB
+    assert status["links"]["digests"]["bytes"] < 4.8 * MIB
+    matched = [status["workers"][name]["counters"].get("matched", 0) for name in ("0", "1", "2")]
+    assert max(matched) > 0.9 * sum(matched)
+
+
 def test_a_download_goes_on_from_the_secondary(tmp_path: Path) -> None:
     with staged(tmp_path) as stage, Transfer(stage, "download", 48 * MIB) as transfer:
         transfer.until(16 * MIB)

@@ -13,6 +13,7 @@ from lockstep.config import Node
 from lockstep.service import core_of
 from lockstep.streams import EVENTS, CommandError, Core, Cut, Event, Gap
 from services.comparer.guests import Guests
+from services.redirector.digest import Digester
 
 ISN, ISN2, CLIENT_ISN = 5000, 0xFFFFFF00, 900
 
@@ -245,3 +246,29 @@ def test_a_guests_settings_are_laid_over_those_of_all() -> None:
     assert configured.of_guest("b").comparer.max_flows == 50
     assert configured.of_guest("b").link("released").endpoint == "ipc:///run/b"
     assert config.Node().guests == ()
+
+
+def test_in_digest_mode_each_guest_has_its_own_key_and_bytes() -> None:
+    """The same connection in each, with other bytes, by other hashes; one guest's redirector starts anew."""
+    many = Many(node("a", "b", comparer={"on_divergence": "hold", "secondary": "digest"}))
+    digesters = {"a": Digester(bytes(16)), "b": Digester(b"k" * 32)}
+
+    def tell(guest: str, *frames: bytes) -> dict[str, list[bytes]]:
+        return many.left(many.core.push(f"digests@{guest}", digesters[guest].records(Batch.of(frames)), many.now))
+
+    said = {guest: [data(0, guest.encode() * 500), data(500, guest.encode() * 500)] for guest in "ab"}
+    for guest in "ab":
+        assert many.say("primary", guest, *said[guest]) == {}
+    assert tell("a", said["b"][0]) == {}  # b's bytes prove nothing for a
+    assert many.named("digest_mismatch") == ["a"]
+    assert tell("b", said["b"][0]) == {"released@b": said["b"][:1]}
+    digesters["b"] = Digester(bytes(16))
+    assert tell("a", *said["a"]) == {"released@a": said["a"]}
+    assert tell("b", said["b"][1]) == {"released@b": said["b"][1:]}
+    assert (many.counted("a")["mismatched"], many.counted("a")["matched"], many.counted("b")["matched"]) == (1, 2, 2)
+    assert many.core.counters["matched"] == 4
+    many.left(many.core.push("digests@a", Gap("lost", 1), many.now))
+    assert (many.named("gap"), many.core.counters["gaps_secondary"]) == (["a"], 1)
+    many.left(many.core.push("digests@b", Batch.of([b"\1\0\1no record"]), many.now))
+    assert many.counted("b")["malformed_records"] == 1
+    assert "malformed_records" not in many.counted("a")

@@ -13,7 +13,9 @@ from packets import CLIENT, CLIENT6, GUEST, GUEST6, SYN, arp_reply, echo_reply, 
 
 from lockstep.batch import Batch
 from lockstep.wire.frame import Frame, dissect
+from services.comparer.record import Reader
 from services.comparer.split import MOST_WORKERS, split, worker_of
+from services.redirector.digest import Digester
 
 SEED = 0x0123456789ABCDEF
 SEEDS = st.integers(0, (1 << 64) - 1)
@@ -65,6 +67,49 @@ def test_every_frame_is_in_one_share_and_in_order(frames: list[bytes], workers: 
     assert {number: part.frames() for number, part in shares} == wanted
     assert [number for number, _ in shares] == sorted(wanted)
     assert all((part.vnet, part.epoch) == (vnet, 7) for _, part in shares)
+
+
+RECORDED = st.builds(
+    lambda sport, size, vnet: segment(1, 2, bytes(size), sport=sport, vnet=vnet),
+    st.integers(1, 40), st.integers(0, 3000), st.just(0),
+)  # fmt: skip
+
+
+@given(st.lists(FRAMES | RECORDED, max_size=40), WORKERS, SEEDS, st.sampled_from([0, 10, 12]), st.booleans())
+def test_every_record_is_where_its_frame_would_be_behind_the_key(
+    frames: list[bytes], workers: int, seed: int, vnet: int, keyed: bool
+) -> None:
+    """Digest mode: the key is in front of every share, and of none where it is missing in the batch."""
+    batch = Batch.of([bytes(vnet) + frame for frame in frames], vnet, 7)
+    key, *records = Digester(bytes(16)).records(batch).frames()
+    first = [key] if keyed else []
+    wanted: dict[int, list[bytes]] = {}
+    for frame, record in zip(frames, records, strict=True):
+        wanted.setdefault(worker(frame, workers, seed), [*first]).append(record)
+    shares = split(Batch.of([*first, *records], vnet, 7), workers, seed, Frame(), Reader())
+    assert {number: part.frames() for number, part in shares} == wanted
+    assert [number for number, _ in shares] == sorted(wanted)
+    assert all((part.vnet, part.epoch) == (vnet, 7) for _, part in shares)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=90), max_size=20), WORKERS, SEEDS, st.sampled_from([0, 10]))
+def test_any_records_are_each_in_one_share(raws: list[bytes], workers: int, seed: int, vnet: int) -> None:
+    """What nobody makes is the first worker's, who counts it; a key that is not in front as well."""
+    records = [b"\2key", *raws]
+    shares = split(Batch.of(records, vnet), workers, seed, Frame(), Reader())
+    parts = dict(shares)
+    assert all(part.frames()[0] == b"\2key" for part in parts.values())
+    assert sorted(raw for part in parts.values() for raw in part.frames()[1:]) == sorted(raws)
+    kept = parts[0].frames()[1:] if 0 in parts else []
+    assert [raw for raw in kept if raw[0]] == [raw for raw in raws if raw[0]]
+
+
+def test_a_batch_of_records_that_are_one_workers_is_passed_on_as_it_is() -> None:
+    batch = Digester(bytes(16)).records(Batch.of([segment(number, 2, bytes(100)) for number in range(9)]))
+    ((_, part),) = split(batch, 8, SEED, Frame(), Reader())
+    assert part is batch
+    key_alone = Digester(bytes(16)).records(Batch.of([]))
+    assert split(key_alone, 8, SEED, Frame(), Reader()) == []
 
 
 def test_a_batch_of_one_worker_is_passed_on_as_it_is() -> None:

@@ -17,6 +17,7 @@ from lockstep.streams import CommandError, Core, Cut, Event, Gap, Item, stream_a
 from lockstep.wire.frame import Frame, dissect
 from services.comparer.core import Core as Comparer
 from services.comparer.splitter import Splitter
+from services.redirector.digest import Digester
 
 SEED = 0xFEDCBA9876543210
 ISN, ISN2, CLIENT_ISN = 5000, 0xFFFFFF00, 900
@@ -24,6 +25,13 @@ ISN, ISN2, CLIENT_ISN = 5000, 0xFFFFFF00, 900
 
 def node(workers: int, **comparer: Any) -> Node:
     return Node.model_validate({"comparer": {"workers": workers, "on_divergence": "hold", **comparer}})
+
+
+def said(item: Item, secret: bytes | None) -> tuple[str, Item]:
+    """An item of the secondary as the redirector gives it: in digest mode there is a secret."""
+    if secret is None:
+        return "secondary", item
+    return "digests", Digester(secret).records(item) if isinstance(item, Batch) else item
 
 
 class Split:
@@ -102,7 +110,7 @@ STEPS = st.lists(
     st.tuples(
         st.sampled_from(["primary", "secondary", "secondary", "cut", "gap"]),
         st.lists(
-            st.tuples(st.sampled_from(PORTS), st.integers(0, 60), st.integers(1, 40), st.sampled_from("tttux")),
+            st.tuples(st.sampled_from(PORTS), st.integers(0, 60), st.integers(1, 90), st.sampled_from("tttux")),
             min_size=1, max_size=12,
         ),
     ),
@@ -117,26 +125,36 @@ def frame_of(port: int, place: int, size: int, kind: str) -> bytes:
     return data(port, place, payload if kind == "t" else payload[:-1] + b"!")
 
 
-@given(STEPS, st.integers(2, 5))
-@settings(max_examples=150)
-def test_several_workers_come_to_what_one_comparer_comes_to(steps: list[Any], workers: int) -> None:
-    """The same frames leave, each flow's in the same order; the same flows diverge; cuts and gaps included."""
-    split, alone = Split(workers), Alone()
+SECRETS = st.sampled_from([None, bytes(16), bytes(32)])
+
+
+@given(STEPS, st.integers(2, 5), SECRETS)
+@settings(max_examples=200)
+def test_several_workers_come_to_what_one_comparer_comes_to(
+    steps: list[Any], workers: int, secret: bytes | None
+) -> None:
+    """The same frames leave, each flow's in the same order; the same flows diverge; cuts and gaps included.
+
+    secret: None, or of digest mode.
+    """
+    mode = {"secondary": "frames" if secret is None else "digest"}
+    split, alone = Split(workers, **mode), Alone(**mode)
     both: tuple[Split, ...] = (split, alone)
     now, epoch = 1.0, 0
     for one in both:
         for port in PORTS:
             one.push("primary", Batch.of([segment(ISN, CLIENT_ISN + 1, flags=SYN, dport=port)]), now)
-            one.push("secondary", Batch.of([segment(ISN2, CLIENT_ISN + 1, flags=SYN, dport=port)]), now)
+            one.push(*said(Batch.of([segment(ISN2, CLIENT_ISN + 1, flags=SYN, dport=port)]), secret), now)
     for what, frames in steps:
         now += 0.001
         if what == "cut":
             epoch += 1
             items: list[tuple[str, Item]] = [("primary", Cut(epoch, "prepare")), ("primary", Cut(epoch, "commit"))]
         elif what == "gap":
-            items = [("secondary", Gap("lost", 1))]
+            items = [said(Gap("lost", 1), secret)]
         else:
-            items = [(what, Batch.of([frame_of(*frame) for frame in frames], 0, epoch))]
+            batch = Batch.of([frame_of(*frame) for frame in frames], 0, epoch)
+            items = [said(batch, secret) if what == "secondary" else (what, batch)]
         for one in both:
             for stream, item in items:
                 one.push(stream, item, now)
@@ -158,6 +176,28 @@ def test_cuts_and_gaps_reach_every_worker_at_their_place() -> None:
     (event,) = [output for output in splitter.push("secondary", Gap("restarted"), 1.0) if isinstance(output, Event)]
     assert (event.name, event.fields["stream"]) == ("gap", "secondary")
     assert splitter.counters["gaps_primary"] == splitter.counters["gaps_secondary"] == 1
+
+
+def test_in_digest_mode_records_are_the_secondarys_frames() -> None:
+    """Every share has the key; gaps, counters and losses are told of the secondary."""
+    splitter = Splitter(node(3, secondary="digest"), SEED)
+    frames = [data(port, 0, bytes(100)) for port in PORTS]
+    key, *records = Digester(bytes(16)).records(Batch.of(frames)).frames()
+    outputs = splitter.push("digests", Batch.of([key, *records], 0, 4), 1.0)
+    shares = {str(stream): part.frames() for stream, part in outputs}  # type: ignore[misc, union-attr]
+    assert set(shares) == {"digests@0", "digests@1", "digests@2"}
+    assert all(share[0] == key for share in shares.values())
+    assert sorted(one for share in shares.values() for one in share[1:]) == sorted(records)
+    assert (splitter.epoch, splitter.counters["secondary_frames"]) == (4, len(frames))
+    *ways, event = splitter.push("digests", Gap("lost", 2), 1.0)
+    assert ways == [(f"digests@{number}", Gap("lost", 2)) for number in range(3)]
+    assert isinstance(event, Event)
+    assert (event.fields["stream"], splitter.counters["gaps_secondary"]) == ("secondary", 1)
+    splitter.undelivered("digests@1", Batch.of(records), 1.0)
+    assert splitter.counters["dropped_secondary"] == len(records)
+    for mode, stream in (("digest", "secondary"), ("frames", "digests")):
+        with pytest.raises(AssertionError, match="takes no"):
+            Splitter(node(2, secondary=mode), SEED).push(stream, Batch.of(frames), 1.0)
 
 
 def test_what_a_worker_releases_is_passed_on_as_it_is() -> None:
