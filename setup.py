@@ -26,6 +26,7 @@ HOT = [
     "lockstep.link.libzmq",
     "lockstep.link.sequence",
     "lockstep.link.zmq",
+    "lockstep.link.zmtp",
     "lockstep.poller",
     "lockstep.pressure",
     "lockstep.shell",

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import select
 from collections.abc import Callable
-from typing import Any
 
 import zmq
 
@@ -101,7 +100,4 @@ class Poller:
 
 
 def _descriptor(source: int | zmq.Socket[bytes]) -> int:
-    if isinstance(source, int):
-        return source
-    fd: Any = source.getsockopt(zmq.FD)
-    return int(fd)
+    return source if isinstance(source, int) else int(source.fileno())

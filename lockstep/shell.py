@@ -185,6 +185,8 @@ class Shell:
             sender = self._sender(context, label, curve)
             self._stack.callback(sender.close)
             self._senders[label] = sender
+            if isinstance(sender, Sender) and sender.watched:
+                self._poller.watch(sender.socket, self._flush_act(label, sender))
             way = Way(sender=sender) if isinstance(sender, Sender) else Way(qemu=sender)
             self._ways[service][label] = way
         for service in self._cores:
@@ -219,7 +221,7 @@ class Shell:
             return QemuReceiver(stream, qemu, link.server is not False, link.vnet_hdr, lambda: core.epoch)
         return Receiver(
             context, stream, link.endpoint, hwm=link.hwm, guest=None if guests else self._node.guest.name,
-            guests=guests, curve=curve,
+            guests=guests, curve=curve, direct=self._node.ipc == "direct",
         )  # fmt: skip
 
     def _sender(self, context: zmq.Context[zmq.Socket[bytes]], label: str, curve: Curve | None) -> Sender | QemuSender:
@@ -233,7 +235,7 @@ class Shell:
             return made
         return Sender(
             context, stream, link.endpoint, self._boot, hwm=link.hwm, guest=guest,
-            curve=self._towards(curve, link.key),
+            curve=self._towards(curve, link.key), direct=self._node.ipc == "direct",
         )  # fmt: skip
 
     def _curve(self, context: zmq.Context[zmq.Socket[bytes]]) -> Curve | None:
@@ -347,13 +349,17 @@ class Shell:
 
     def _flush_act(self, where: str, sender: Sender) -> Act:
         def act(now: float) -> None:
-            # Asking for its events has libzmq look at its news; a send alone may put that off.
-            events: Any = sender.socket.getsockopt(zmq.EVENTS)
-            if not events & zmq.POLLOUT:
-                return
+            if not sender.watched:
+                # Asking for its events has libzmq look at its news; a send alone may put that off.
+                events: Any = sender.socket.getsockopt(zmq.EVENTS)
+                if not events & zmq.POLLOUT:
+                    return
             before = sender.counters["messages"]
             if sender.flush():
-                self._poller.forget(sender.socket)
+                if where not in self._blocked:
+                    return
+                if not sender.watched:
+                    self._poller.forget(sender.socket)
                 self._blocked.discard(where)
                 self._pressure.free(where, now)
             elif sender.counters["messages"] > before:
@@ -434,7 +440,8 @@ class Shell:
             self._carry_out(service, core.undelivered(where, item, now), now)
         if sender.blocked and where not in self._blocked:
             self._blocked.add(where)
-            self._poller.watch(sender.socket, self._flush_act(where, sender))
+            if not sender.watched:
+                self._poller.watch(sender.socket, self._flush_act(where, sender))
             self._pressure.moved(where, now)
 
     def _tell(self, service: Service, event: Event, now: float) -> None:

@@ -94,6 +94,7 @@ class Stage:
     settings: more settings of both nodes, table by table: `{"rewriter": {"max_flows": 16}}`.
     services: those of ours that run; the others' place is taken by somebody else.
     fuse: services that share a process, as in the setting of that name: NODE_BY_NODE, ALL_IN_ONE.
+    ipc: who carries the links, as in the setting of that name.
     capture: the frontend of every port, one of `devices.PORTS`.
     keep_logs: directory that takes the logs and the configuration at the end.
     log_level: of the services.
@@ -110,12 +111,13 @@ class Stage:
         settings: Mapping[str, Mapping[str, Value]] | None = None,
         services: Sequence[str] = tuple(NODES),
         fuse: Groups = (),
+        ipc: str = "libzmq",
         capture: str = "tap",
         keep_logs: Path | None = None,
         log_level: str = "info",
     ) -> None:
         self._running = tuple(services)
-        self._capture = capture
+        self._capture, self._ipc = capture, ipc
         self._settings: dict[str, dict[str, Value]] = {
             "comparer": {"on_divergence": "unprotect", **(comparer or {})},
             "log": {"level": log_level, "format": "json"},
@@ -230,7 +232,7 @@ class Stage:
                 services, tables = list(NODES), {**ports["primary"], **ports["secondary"]}
             top: dict[str, Value] = {
                 "node": node, "services": services, "run_dir": str(self.run_dir), "capture": self._capture,
-                "fuse": [list(group) for group in groups],
+                "ipc": self._ipc, "fuse": [list(group) for group in groups],
             }  # fmt: skip
             path = self._directory.path / f"{node}.toml"
             path.write_text(_toml({"": top, **self._settings, **tables}), encoding="utf-8")

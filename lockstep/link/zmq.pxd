@@ -3,6 +3,9 @@ from lockstep.batch cimport Batch
 from lockstep.link.head cimport Head
 from lockstep.link.libzmq cimport Pull, Push
 from lockstep.link.sequence cimport Sequence
+from lockstep.link cimport zmtp
+
+cdef bint _COMPILED
 
 cdef class Sender:
     cdef readonly object stream, socket
@@ -10,10 +13,12 @@ cdef class Sender:
     cdef object _encode, _pending
     cdef long long _number, _pending_bytes
     cdef Push _push
+    cdef zmtp.Push _direct
 
     cpdef bint send(self, item, epoch) except -1
     cpdef long long _take_number(self)
     cpdef bint flush(self) except -1
+    cdef bint _send_waiting(self) except -1
     cdef bint _send(self, item, epoch, number) except -1
     cdef bint _send_batch(self, Batch batch, epoch, number) except -1
 
@@ -29,6 +34,8 @@ cdef class Receiver:
     cdef Sequence _sequence
     cdef dict _sequences
     cdef Pull _pull
+    cdef zmtp.Pull _direct
+    cdef object _short
 
     cpdef list receive(self)
     cdef _count(self, item)

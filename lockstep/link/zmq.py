@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 import time
 from array import array
 from collections import deque
@@ -25,11 +26,17 @@ from zmq.backend import Socket
 
 from lockstep.batch import MAX_BATCH, Batch, Buffer
 from lockstep.config import parse_endpoint
+from lockstep.link import zmtp
 from lockstep.link.envelope import MAX_PART, REASONS, Encoder, EnvelopeError, Message, decode
 from lockstep.link.head import Head
 from lockstep.link.libzmq import Pull, Push, usable
 from lockstep.link.sequence import Sequence, StaleMessage
 from lockstep.streams import Cut, Gap
+
+try:
+    import cython
+except ImportError:  # needed to compile, not to run
+    from lockstep.wire import uncompiled as cython
 
 #: Kernel buffer of a tcp link at each end; together with the high-water mark this bounds what a stalled peer absorbs.
 TCP_BUFFER = 1 << 20
@@ -44,6 +51,8 @@ UNCOPIED = 512 << 10
 #: How long a closing producer goes on delivering what it has, in milliseconds.
 LINGER = 500
 
+
+_COMPILED = bool(cython.compiled) and sys.byteorder == "little"
 
 # libzmq's own calls: pyzmq's `send_multipart` and `recv_multipart` look at every part several times more.
 _send, _receive = Socket.send, Socket.recv
@@ -111,6 +120,21 @@ def bind(socket: zmq.Socket[bytes], endpoint: str, what: str) -> IpcLock:
     return lock
 
 
+def _listen(endpoint: str, what: str) -> tuple[zmtp.Pull, IpcLock]:
+    """The consuming end on an ipc path that nobody else has, readable and writable for this user alone."""
+    lock = IpcLock(endpoint)
+    mask = os.umask(0o177)
+    try:
+        return zmtp.Pull(parse_endpoint(endpoint)[1]), lock
+    except OSError as error:
+        lock.close()
+        raise LinkError(
+            f"{what} can't bind {endpoint}: {error}; choose another endpoint, or stop who has it"
+        ) from error
+    finally:
+        os.umask(mask)
+
+
 def _socket(
     context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: str, hwm: int, curve: Curve | None
 ) -> zmq.Socket[bytes]:
@@ -147,7 +171,7 @@ class Sender:
     Sending never blocks. What a full link doesn't take waits here, merged into larger batches, up
     to MOST_PENDING bytes; call `flush` when the socket takes messages again. Beyond that a message
     is dropped and counted. Its number is used up, so the consumer sees a gap and knows that its
-    flows are in doubt.
+    flows are in doubt. direct: as for `Receiver`; then `flush` whenever `socket` is readable, see `watched`.
     """
 
     def __init__(
@@ -160,6 +184,7 @@ class Sender:
         hwm: int = 32,
         guest: str | None = None,
         curve: Curve | None = None,
+        direct: bool = False,
     ) -> None:
         self.stream = stream
         self._messages = self._frames = self._bytes = self._cuts = self._full = self._dropped_frames = 0
@@ -168,12 +193,19 @@ class Sender:
         self._number = 0
         self._pending: deque[_Pending] = deque()
         self._pending_bytes = 0
+        transport, path = parse_endpoint(endpoint)
+        self._direct = zmtp.Push(path, encoder.prefix, hwm) if direct and transport == "ipc" else None
+        self._push: Push | None = None
+        if self._direct is not None:
+            self.socket: Any = self._direct
+            return
         self.socket = _socket(context, zmq.PUSH, endpoint, hwm, curve)
         try:
             self.socket.connect(endpoint)
         except zmq.ZMQError as error:
             raise LinkError(f"links.{stream} can't connect to {endpoint}: {error}") from error
-        self._push = Push(self.socket, encoder.prefix) if usable(self.socket) else None
+        if usable(self.socket):
+            self._push = Push(self.socket, encoder.prefix)
 
     @property
     def counters(self) -> dict[str, int]:
@@ -189,7 +221,7 @@ class Sender:
 
     def send(self, item: Batch | Cut, epoch: int) -> bool:
         """Send a batch or a cut, or keep it for `flush`; False if it was dropped."""
-        if self.flush():
+        if self._send_waiting():
             number = self._take_number()
             if not self._send(item, epoch, number):
                 self._keep(item, epoch, number)
@@ -225,8 +257,18 @@ class Sender:
             item = Batch(bytearray(item.data), item.lengths[:], item.vnet)
         self._pending.append(_Pending(item, epoch, number))
 
+    @property
+    def watched(self) -> bool:
+        """Whether `flush` must be called whenever `socket` is readable: nobody else looks after the connection."""
+        return self._direct is not None
+
     def flush(self) -> bool:
-        """Send what waits; True if nothing waits any more."""
+        """Look after the connection, and send what waits; True if nothing waits here any more."""
+        if self._direct is not None:
+            self._direct.work()
+        return self._send_waiting()
+
+    def _send_waiting(self) -> bool:
         while self._pending:
             waiting = self._pending[0]
             if not self._send(waiting.item, waiting.epoch, waiting.number):
@@ -254,6 +296,10 @@ class Sender:
         return True
 
     def _send_batch(self, batch: Batch, epoch: int, number: int) -> bool:
+        if self._direct is not None:
+            if _COMPILED:
+                return self._direct.send(batch, epoch, number)
+            return self._direct.send_parts(*self._encode(batch, epoch, number), batch.stable)
         # Copied before this returns, so that a reused buffer is safe; unless it is large and stays as it is.
         large = len(batch.data) >= LARGE and batch.stable and (len(batch.data) >= UNCOPIED or _is_whole(batch.data))
         if self._push is None:
@@ -265,6 +311,8 @@ class Sender:
         return True
 
     def _send_parts(self, header: bytes, frames: Buffer, large: bool) -> bool:
+        if self._direct is not None:
+            return self._direct.send_parts(header, frames, True)
         try:
             _send(self.socket, header, _FIRST)
             _send(self.socket, _whole(frames) if large else frames, _LAST, not large)  # type: ignore[arg-type]
@@ -288,7 +336,7 @@ class Sender:
             self._count_dropped(self._pending.popleft().item)
         if self._push is not None:
             self._push.close()
-        self.socket.close()
+        self.socket.close(max(0, round((until - time.monotonic()) * 1000)) if self._direct is not None else None)
 
 
 @dataclass(slots=True)
@@ -334,6 +382,7 @@ class Receiver:
 
     guest: the one whose messages are taken, where there is one; those that name none are taken too.
     guests: those of a link that many producers share. Each message must name one of them.
+    direct: on ipc, ZMTP by this thread itself (`zmtp`) instead of libzmq. Of any link the other end may be either.
     """
 
     def __init__(
@@ -346,12 +395,13 @@ class Receiver:
         guest: str | None = None,
         guests: Iterable[str] = (),
         curve: Curve | None = None,
+        direct: bool = False,
     ) -> None:
         self.stream = stream
         #: Of a link of many guests: whose message `receive` took last.
         self.guest: str | None = None
         self._messages = self._frames = self._bytes = self._cuts = self._gaps = self._lost_messages = 0
-        self._rejections = {f"rejected_{reason}": 0 for reason in (*REASONS, "stale")}
+        self._rejections = {f"rejected_{reason}": 0 for reason in (*REASONS, "stale", "peer")}
         #: How many messages were dropped because they didn't fit, and why the last one.
         self.rejected = 0
         self.last_rejection = ""
@@ -359,9 +409,18 @@ class Receiver:
         self._sequence = Sequence()
         #: Each guest's producer counts its own messages.
         self._sequences = {name: Sequence() for name in guests}
-        self.socket = _socket(context, zmq.PULL, endpoint, hwm, curve)
-        self._lock = bind(self.socket, endpoint, f"links.{stream}")
-        self._pull = Pull(self.socket, LARGE - 1) if usable(self.socket) else None
+        self._pull: Pull | None = None
+        self._direct: zmtp.Pull | None = None
+        if direct and parse_endpoint(endpoint)[0] == "ipc":
+            self._direct, self._lock = _listen(endpoint, f"links.{stream}")
+            self.socket: Any = self._direct
+        else:
+            self.socket = _socket(context, zmq.PULL, endpoint, hwm, curve)
+            self._lock = bind(self.socket, endpoint, f"links.{stream}")
+            if usable(self.socket):
+                self._pull = Pull(self.socket, LARGE - 1)
+        #: What takes the messages of one producer the short way.
+        self._short: Any = self._direct or self._pull
         #: Of the producer whose messages `_pull` takes: its boot id, and its guest where there are many.
         self._expected_boot: bytes | None = None
         self._expected_guest: str | None = None
@@ -381,16 +440,23 @@ class Receiver:
 
     def receive(self) -> list[Batch | Cut | Gap] | None:
         """What the next message brings, a gap in front of it first; [] if it was rejected, None if none waits."""
-        if self._pull is None:
+        more = False
+        if self._direct is not None:
+            taken = self._direct.take()
+            if taken is None and self._direct.refused > self._rejections["rejected_peer"]:
+                return self._reject("peer", self._direct.why)
+        elif self._pull is not None:
+            taken = self._pull.take()
+            more = self._pull.more
+        else:
             return self._receive_parts([])
-        taken = self._pull.take()
         if taken is None:
             return None
         if isinstance(taken, Batch):
             self.guest = self._expected_guest
             self._count(taken)
             return [taken]
-        return self._receive_parts(taken, self._pull.more)
+        return self._receive_parts(taken, more)
 
     def _receive_parts(self, parts: list[Any], more: bool = True) -> list[Batch | Cut | Gap] | None:
         """`receive`, for a message of which these parts were already taken; `more` are to come."""
@@ -409,10 +475,11 @@ class Receiver:
             return self._reject(error.reason, str(error))
         except StaleMessage:
             return self._reject("stale", "a message number came twice")
-        if self._pull is not None and (message.boot != self._expected_boot or sequence is not self._pull.sequence):
+        short = self._short
+        if short is not None and (message.boot != self._expected_boot or sequence is not short.sequence):
             # Most likely the next message comes from the same producer: that is taken the short way.
-            self._pull.head = Head(Encoder(message.stream, message.boot, message.guest).prefix)
-            self._pull.sequence = sequence
+            short.head = Head(Encoder(message.stream, message.boot, message.guest).prefix)
+            short.sequence = sequence
             self._expected_boot, self._expected_guest = message.boot, self.guest
         self._count(message.item)
         if gap is None:

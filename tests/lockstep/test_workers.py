@@ -325,6 +325,7 @@ def test_what_a_dead_worker_held_never_leaves_and_its_flows_are_compared_again(
     here.until(lambda: here.named("worker_lost"))
     (lost,) = here.named("worker_lost")
     assert (lost["worker"], lost["code"], lost["restarts"]) == ("1", -signal.SIGKILL, 0)
+    here.until(lambda: here.named("checkpoint_requested"))
     assert [asked["reason"] for asked in here.named("checkpoint_requested")] == ["worker"]
     here.until(lambda: "error" not in here.ask("status")["workers"]["1"])
     after = here.ask("status")["workers"]
