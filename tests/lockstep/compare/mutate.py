@@ -205,15 +205,39 @@ def _joined(first: Record, second: Record, w: View) -> Record | None:
     return replace(second, data=sealed(data, replace(w, end=len(data))), original=len(data))
 
 
-def shifted(records: Iterable[Record], random: Random) -> list[Record]:
-    """Other ISNs and other clocks: one constant for each direction of each connection, wraps included."""
-    shifts: dict[tuple[bytes, bytes], tuple[int, int]] = {}
+class _Shifts:
+    """One constant for each direction of two ends; `anew`: for each of their connections, as a replica draws ISNs.
 
-    def of(ends: tuple[bytes, bytes]) -> tuple[int, int]:
-        if ends not in shifts:
-            shifts[ends] = (random.randrange(1 << 32), random.randrange(1 << 32))
-        return shifts[ends]
+    A connection begins with a SYN of another number, and where a segment is far from all that were before; and it
+    stays far from them: nearer, and without a SYN, it would be the same connection going on.
+    """
 
+    def __init__(self, random: Random, *, anew: bool) -> None:
+        self._random, self._anew = random, anew
+        #: Of each connection its first number, its last one and the constant.
+        self._known: dict[tuple[bytes, bytes], list[list[int]]] = {}
+
+    def of(self, ends: tuple[bytes, bytes], number: int, *, syn: bool = False) -> int:
+        known = self._known.setdefault(ends, [])
+        for connection in reversed(known):
+            first, last, shift = connection
+            if not self._anew or (number == first if syn else not _far(number, last)):
+                connection[1] = number
+                return shift
+        shift = self._random.randrange(1 << 32)
+        while not all(_far(number + shift, last + other) for _, last, other in known):
+            shift = self._random.randrange(1 << 32)
+        known.append([number, number, shift])
+        return shift
+
+
+def _far(a: int, b: int) -> bool:
+    return 1 << 27 <= (a - b) & MASK <= (1 << 32) - (1 << 27)
+
+
+def shifted(records: Iterable[Record], random: Random, *, anew: bool = False) -> list[Record]:
+    """Other ISNs and other clocks: a constant for each (`_Shifts`), wraps included."""
+    isns, clocks = _Shifts(random, anew=anew), _Shifts(random, anew=False)
     out = []
     for record in records:
         v = tcp(record, whole=False)
@@ -223,9 +247,9 @@ def shifted(records: Iterable[Record], random: Random) -> list[Record]:
         data = bytearray(record.data)
         a, b = direction(record.data, v)
         seq, ack, flags = numbers(record.data, v)
-        struct.pack_into(">I", data, v.l4 + 4, (seq + of((a, b))[0]) & MASK)
+        struct.pack_into(">I", data, v.l4 + 4, (seq + isns.of((a, b), seq, syn=bool(flags & SYN))) & MASK)
         if flags & ACK:
-            struct.pack_into(">I", data, v.l4 + 8, (ack + of((b, a))[0]) & MASK)
+            struct.pack_into(">I", data, v.l4 + 8, (ack + isns.of((b, a), ack)) & MASK)
         at = v.l4 + 20
         while at + 1 < v.payload and data[at] != 0:
             if data[at] == 1:
@@ -236,14 +260,19 @@ def shifted(records: Iterable[Record], random: Random) -> list[Record]:
                 break
             moves: list[tuple[int, int]] = []
             if data[at] == 8 and size == 10:
-                moves = [(at + 2, of((a, b))[1]), (at + 6, of((b, a))[1])]
+                moves = [(at + 2, clocks.of((a, b), 0)), (at + 6, clocks.of((b, a), 0))]
             elif data[at] == 5 and (size - 2) % 8 == 0:
-                moves = [(edge, of((b, a))[0]) for edge in range(at + 2, at + size, 4)]
+                moves = [(edge, isns.of((b, a), ack)) for edge in range(at + 2, at + size, 4)]
             for field, delta in moves:
                 struct.pack_into(">I", data, field, (struct.unpack_from(">I", data, field)[0] + delta) & MASK)
             at += size
         out.append(replace(record, data=sealed(data, v) if record.whole and v.end <= len(data) else bytes(data)))
     return out
+
+
+def renumbered(records: Iterable[Record], random: Random) -> list[Record]:
+    """Other ISNs for each of the connections that two ports have one after the other."""
+    return shifted(records, random, anew=True)
 
 
 def doubled(records: Iterable[Record], random: Random, *, often: float = 0.1, window: int = 8) -> list[Record]:

@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 SEEDS = st.integers(0, 1 << 32)
-MUTATIONS = [mutate.recut, mutate.shifted, mutate.doubled, mutate.reordered, mutate.disguised]
+MUTATIONS = [
+    mutate.recut, mutate.shifted, mutate.renumbered, mutate.doubled, mutate.reordered, mutate.disguised,
+]  # fmt: skip
 
 
 @given(SEEDS)
