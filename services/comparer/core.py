@@ -623,9 +623,10 @@ class Core:
             self.counters["secondary_other_epoch"] += len(batch)
 
     def _secondary(self, batch: Batch, now: float) -> None:
-        self.counters["secondary_frames"] += len(batch) - (self._undigest is not None)  # a key is none
         self._lane.room = self._config.max_flows - len(self._table.flows) - self._lane.count
         self._lane.secondary(batch, now)
+        self.counters["secondary_frames"] += len(batch) - self._lane.keys
+        self._lane.keys = 0
 
     def careful_secondary(self, batch: Batch, start: int, end: int, now: float) -> None:
         """Take a frame of the secondary that is not for the lane. It begins, with its virtio-net header, at `start`."""
@@ -665,12 +666,13 @@ class Core:
             self._into_the_lane(flow)
 
     def _frames_of(self, records: list[tuple[Batch, int, int]], now: float) -> list[tuple[Batch, int, int]]:
-        """The frames that records give at once, likewise as batch, start and end."""
+        """The frames that records of the lane give at once, likewise as batch, start and end."""
         assert self._undigest is not None
-        frames = []
+        frames, came = [], self.counters["digests"]
         for records_of, start, end in records:
             told = self._undigest.secondary(records_of.data, start, end, records_of.vnet)
             frames += [(batch, 0, batch.lengths[0]) for batch in self._proven(told, now)]
+        self.counters["digests"] = came  # the lane has counted them
         return frames
 
     def _proven(self, told: Told, now: float) -> Iterator[Batch]:

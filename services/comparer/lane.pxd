@@ -35,7 +35,7 @@ cdef class Lane:
     cdef bint _digests
     cdef object _hasher
     cdef bytes _secret
-    cdef public long long chunks, matched
+    cdef public long long chunks, matched, keys
     cdef Reader _reader
     cdef int _chunk
 

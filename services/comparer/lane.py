@@ -125,8 +125,8 @@ class Lane:
         #: The record at work; of a digest, the bytes of a chunk, and 0 of anything else.
         self._reader = Reader()
         self._chunk = 0
-        #: Chunks that came for the lane, and those that were proven there, since somebody last looked.
-        self.chunks = self.matched = 0
+        #: Chunks that came for the lane, those that were proven there, and keys, since somebody last looked.
+        self.chunks = self.matched = self.keys = 0
         self._secret = b""
         self._hasher: Hasher | None = None
         self._most_bytes = min(MOST_BYTES, most_bytes)
@@ -332,12 +332,14 @@ class Lane:
         False if it is no key.
         """
         if secret == self._secret:
+            self.keys += 1
             return True
         made = hasher(secret)
         if made is None:
             return False
         for kept in self._secondary.waiting():
             self._promote_waiting(self._secondary, kept, _S_HEAD)
+        self.keys += 1
         self._secret, self._hasher = secret, made
         self.core.new_key(made)
         return True

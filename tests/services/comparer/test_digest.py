@@ -221,6 +221,21 @@ def test_a_chunk_proven_in_the_lane_goes_the_careful_way_with_its_flow() -> None
     assert pair.left[0] == pair.left[1]
 
 
+def test_keys_are_no_frames_and_what_leaves_the_lane_is_counted_once() -> None:
+    """A link that was full joins batches, so a key may stand anywhere; records that waited long are judged again."""
+    pair = Pair()
+    core = pair.cores[0]
+    key, one, two = digested(Batch.of([data(0, 100), data(100, 100)])).frames()
+    core.push("digests", Batch.of([key, one, key, two, b"\2no key"]), pair.now)
+    pair.wait(0.2)
+    assert core.status()["flows_in_the_lane"] == 0
+    assert (core.counters["secondary_frames"], core.counters["digests"]) == (3, 2)
+    assert core.counters["malformed_records"] == 1
+    left = core.push("primary", Batch.of([data(0, 100), data(100, 100)]), pair.now)
+    assert [frame for _, batch in left for frame in batch.frames()] == [data(0, 100), data(100, 100)]
+    assert core.counters["matched"] == 2
+
+
 def test_in_the_lane_another_key_proves_nothing_of_what_waits() -> None:
     pair = Pair()
     pair.secondary(data(0, 100))
