@@ -56,7 +56,8 @@ class Checker(Voices, Rewriting, Releasing, Accounts):
             life = Life(label, iss, key, sum(other.label == label for other in lives))
             lives.append(life)
             if host == "secondary":
-                self.loose.discard(key)
+                if key not in self.learned:  # else the rewriter goes by what it had learned until the client answers
+                    self.loose.discard(key)
                 if any(rule["port"] in key[1:] for rule in self.scenario.passthrough):
                     self.loose.add(key)
                 if self.followed is not self.lives["secondary"]:
