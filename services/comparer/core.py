@@ -843,7 +843,8 @@ class Core:
             self._prepared = (cut.epoch, self._number + self._withheld.frames + 1)
             self._withheld.active = True
         elif cut.phase == "commit":
-            self._commit(max(cut.epoch, self.epoch), now)
+            self._commit(cut, now)
+            return
         elif cut.phase == "abort" and self._prepared is not None and cut.epoch == self._prepared[0]:
             if not self._undecided:
                 self._prepared = None
@@ -853,13 +854,14 @@ class Core:
             return
         self._events.append(Event("cut", {"epoch": cut.epoch, "phase": cut.phase}))
 
-    def _commit(self, epoch: int, now: float) -> None:
+    def _commit(self, cut: Cut, now: float) -> None:
         """Release, in the primary's order, what was said before the cut; the secondary is its copy now.
 
         Without its prepare the place of the cut is unknown, so nothing is released for it. The same
         goes for an epoch that has passed already (a mirror that restarted counts anew): the secondary
         was replaced all the same, and what the old one said proves nothing any more.
         """
+        epoch = max(cut.epoch, self.epoch)
         before = self._prepared[1] if self._prepared is not None and self._prepared[0] == epoch else 0
         if self._undecided:
             # What was withheld in front of this cut is held now, and leaves with all else that stands there.
@@ -884,6 +886,8 @@ class Core:
         self._undecided = False
         self.epoch = epoch
         self._epoch_known = True
+        # In front of what is told of the new epoch: who follows forgets here what was told of the old one.
+        self._events.append(Event("cut", {"epoch": cut.epoch, "phase": cut.phase}))
         for flow in self._table.flows.values():
             if flow.held:
                 self._watch(flow, now)

@@ -1619,6 +1619,17 @@ def test_what_the_secondary_says_early_in_a_coming_epoch_waits_for_the_commit() 
     assert sides.cut(1, "commit") == [behind]
 
 
+def test_a_commit_is_told_in_front_of_what_follows_from_it() -> None:
+    """Who keeps a list of unprotected flows clears it at a commit: what is in doubt since then must not be lost."""
+    sides = Sides(on_divergence="unprotect")
+    sides.cut(1, "prepare")
+    sides.primary(data(0, b"abc"))
+    sides.secondary(data(0, b"abx"), epoch=1)
+    sides.cut(1, "commit")
+    told = [(event.name, event.fields.get("phase")) for event in sides.events]
+    assert told.index(("cut", "commit")) < told.index(("unprotected", None))
+
+
 def test_acks_of_before_the_cut_are_known_to_the_secondary_after_it(sides: Sides) -> None:
     sides.primary(segment(ISN + 1, CLIENT_ISN + 300))
     sides.cut(1, "prepare")
