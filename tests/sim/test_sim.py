@@ -24,6 +24,7 @@ FAILED_ONCE = {
     24490: "so was the SYN in front of one, where the secondary's own SYN was lost",
     26767: "an ACK of the secondary had a newer clock than what waited, which the client refused from then on",
     32819: "a keep-alive with a byte, behind a FIN that a commit had covered, was held for good",
+    32882: "a commit was told behind what followed from it, so that an unprotected flow was forgotten",
 }
 
 
