@@ -195,12 +195,14 @@ def test_messages_are_whole_wherever_the_stream_is_cut(sizes: list[int], cuts: l
         for part in (front(len(first), MORE), first, front(len(second), 0), second)
     )  # fmt: skip
     got: list[list[bytes]] = []
-    sent = 0
+    sent = pieces = 0
     with here:
         here.setblocking(False)
         while len(got) < len(wanted):
             with contextlib.suppress(BlockingIOError):
-                sent += here.send(data[sent : sent + cuts[len(got) % len(cuts)]]) if sent < len(data) else 0
+                size = cuts[pieces % len(cuts)] if pieces < 100 else len(data)
+                sent += here.send(data[sent : sent + size]) if sent < len(data) else 0
+                pieces += 1
             incoming.drained = False
             while (parts := incoming.take()) is not None:
                 got.append([bytes(part) for part in parts])
