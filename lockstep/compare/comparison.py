@@ -28,7 +28,7 @@ from lockstep.compare.fragments import Fragment, Parts, Reassembly, Whole, unfra
 from lockstep.compare.frames import as_ethernet, dissected, key_of, name_of
 from lockstep.compare.ledger import KEPT, PRIMARY, SECONDARY
 from lockstep.compare.segment import Segment
-from lockstep.compare.stream import Stream
+from lockstep.compare.stream import Level, Stream
 from lockstep.flow.key import flow_key
 from lockstep.wire import frame, icmp, ipv4, ipv6, tcp
 from lockstep.wire.frame import Frame, dissect
@@ -103,8 +103,8 @@ class Comparison:
         #: The one that was silent for longest comes first.
         self._flows: OrderedDict[bytes, Stream | Datagrams] = OrderedDict()
         self._costs = [0, 0, 0]
-        #: At the end, each stream's distances: they are those of the acks that come back.
-        self._shifts: dict[bytes, tuple[int, ...]] = {}
+        #: At the end, where each stream's connections stand: the acks that come back are in their numbers.
+        self._levels: dict[bytes, tuple[Level, ...]] = {}
         #: Flows that were told and are not looked at again.
         self._told: set[bytes] = set()
 
@@ -155,7 +155,7 @@ class Comparison:
                 before = [*flow.costs]
                 flow.settle()
                 self._account(flow, before)
-                self._shifts[key] = flow.shifts
+                self._levels[key] = flow.levels
         for key in list(self._flows):
             self._conclude(key, limit=False)
         self.divergences.sort(key=lambda found: found.finding.primary_frame or found.finding.secondary_frame)
@@ -286,8 +286,8 @@ class Comparison:
             self._costs[index] -= cost
         if isinstance(flow, Stream):
             back = self._flows.get(_reversed(key))
-            shifts = back.shifts if isinstance(back, Stream) else self._shifts.get(_reversed(key), ())
-            found = flow.conclude(shifts)
+            levels = back.levels if isinstance(back, Stream) else self._levels.get(_reversed(key), ())
+            found = flow.conclude(levels)
         else:
             found = flow.conclude()
         if found is None:

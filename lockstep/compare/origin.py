@@ -16,21 +16,16 @@ are used again, a capture may have the two interleaved, or a segment in front of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-
+from lockstep.compare.acks import Acks
+from lockstep.compare.edges import JUMP, MOST_BEHIND, MOST_EDGES, best_shift, lowest, same, score, together
 from lockstep.compare.segment import Segment
 from lockstep.wire import tcp
 from lockstep.wire.seqnum import MASK, add, diff
 
-#: A segment farther than this from what its side has said belongs to another connection.
-JUMP = 1 << 26
 #: A SYN belongs to segments that came before it if they stand no farther behind it than a few of the largest reach.
 SYN_REACH = 1 << 20
 #: Segments from which a distance is judged, and behind which a connection is over.
 ENOUGH = 8
-#: Edges that are remembered of the beginning, and how many bytes behind each.
-MOST_EDGES = 24
-MOST_BEHIND = 16
 
 
 class Origin:
@@ -38,20 +33,23 @@ class Origin:
 
     isn: its SYN's number, None without one. first: its first segment's number. count: its segments, and `words`
     those that say something. last: how many segments its side had said with its last one. mated: whether its
-    mate is known, and syn_due: where that one's SYN would have this one's (None without one). shift: what leads
-    to the primary's numbers; None where that isn't known yet. behind: the connection that came before on this
-    side, if any.
+    mate is known, and syn_due: where that one's SYN would have this one's (None without one). mate: the secondary's,
+    if this is the primary's and has one. closed: whether it said FIN. acks: how far it acked. shift: what leads to
+    the primary's numbers; None where that isn't known yet. behind: the connection that came before on this side,
+    if any.
     """
 
     __slots__ = (
-        "count", "edges", "first", "isn", "last",
-        "mated", "shift", "syn_due", "top", "top_place", "waiting", "words",
+        "acks", "closed", "count", "edges", "first", "isn", "last",
+        "mate", "mated", "shift", "syn_due", "top", "top_place", "waiting", "words",
     )  # fmt: skip
 
     def __init__(self, segment: Segment, shift: int | None, behind: Origin | None = None) -> None:
         self.first = segment.seq
         self.isn = segment.seq if segment.syn else None
-        self.mated = False
+        self.mated = self.closed = False
+        self.mate: Origin | None = None
+        self.acks = Acks()
         self.syn_due: int | None = None
         self.shift = shift
         self.count = self.words = self.last = 0
@@ -92,7 +90,7 @@ class Origin:
         if self.mated:
             if segment.seq != self.syn_due:
                 return False
-        elif not -1 <= diff(_lowest(self.edges), begin) < SYN_REACH:
+        elif not -1 <= diff(lowest(self.edges), begin) < SYN_REACH:
             return False
         self.first = self.isn = segment.seq
         self.top_place = diff(self.top, begin)
@@ -103,6 +101,9 @@ class Origin:
         self.count += 1
         self.words += not segment.idle
         self.last = said
+        self.closed |= bool(segment.flags & tcp.FIN)
+        if segment.flags & (tcp.ACK | tcp.RST) == tcp.ACK:  # a RST's ack often says nothing
+            self.acks.take(segment)
         seq = segment.seq
         begin = add(seq, 1) if segment.syn else seq
         end = add(begin, segment.size)
@@ -128,7 +129,7 @@ def agree(primary: Origin, secondary: Origin, shift: int, *, known: bool) -> boo
         return primary.isn == add(secondary.isn, shift)
     at = add(secondary.first, shift)
     # Small numbers coincide easily; the bytes behind them do not.
-    return at in primary.edges and (known or _same(primary.edges[at], secondary.edges[secondary.first]))
+    return at in primary.edges and (known or same(primary.edges[at], secondary.edges[secondary.first]))
 
 
 def begin_alike(primary: Origin, secondary: Origin) -> int | None:
@@ -136,53 +137,12 @@ def begin_alike(primary: Origin, secondary: Origin) -> int | None:
     if primary.isn is None or secondary.isn is None:
         return None
     shift = add(primary.isn, -secondary.isn)
-    return shift if any(_same(a, b) for a, b in _together(primary.edges, secondary.edges, shift)) else None
+    return shift if any(same(a, b) for a, b in together(primary.edges, secondary.edges, shift)) else None
 
 
 def distance(primary: Origin, secondary: Origin) -> tuple[int, int]:
     """How many edges fall together under the best distance, and that distance. Two SYNs leave one alone."""
     if primary.isn is not None and secondary.isn is not None:
         shift = add(primary.isn, -secondary.isn)
-        return _score(primary.edges, secondary.edges, shift), shift
-    return best_shift(primary.edges, secondary.edges, [_lowest(primary.edges) - _lowest(secondary.edges) & MASK])
-
-
-def best_shift(
-    primary: Mapping[int, bytes], secondary: Mapping[int, bytes], candidates: Iterable[int] = ()
-) -> tuple[int, int]:
-    """The distance from the secondary's numbers to the primary's under which most fall together, and how many do.
-
-    Numbers behind which the two say other bytes do not count. Where several distances do, `candidates` come
-    first, then none, then what joins the earliest numbers.
-    """
-    tried = dict.fromkeys([*candidates, 0, *(a - b & MASK for a in primary for b in secondary)])
-    best = (-1, 0)
-    for shift in tried:
-        score = _score(primary, secondary, shift)
-        if score > best[0]:
-            best = (score, shift)
-            if score == len(secondary):
-                break
-    return best
-
-
-def _score(primary: Mapping[int, bytes], secondary: Mapping[int, bytes], shift: int) -> int:
-    together = _together(primary, secondary, shift)
-    return sum(_same(a, b) or not (a and b) for a, b in together)
-
-
-def _together(primary: Mapping[int, bytes], secondary: Mapping[int, bytes], shift: int) -> list[tuple[bytes, bytes]]:
-    """What either says behind the numbers that fall together under a distance."""
-    return [(primary[at], data) for edge, data in secondary.items() if (at := edge + shift & MASK) in primary]
-
-
-def _same(a: bytes, b: bytes) -> bool:
-    """Whether both begin with the same bytes."""
-    size = min(len(a), len(b))
-    return size > 0 and a[:size] == b[:size]
-
-
-def _lowest(numbers: Iterable[int]) -> int:
-    """The lowest of numbers that lie near each other, whatever wraps."""
-    first, *others = numbers
-    return add(first, min([0, *(diff(other, first) for other in others)]))
+        return score(primary.edges, secondary.edges, shift), shift
+    return best_shift(primary.edges, secondary.edges, [lowest(primary.edges) - lowest(secondary.edges) & MASK])

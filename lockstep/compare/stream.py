@@ -20,6 +20,9 @@ from lockstep.compare.segment import Segment
 from lockstep.wire import tcp
 from lockstep.wire.seqnum import MASK, add
 
+#: The primary's last number of a connection, and the distance from the secondary's numbers to it.
+Level = tuple[int, int]
+
 #: Connections that are remembered of one pair of ports and one file.
 MOST_ORIGINS = 8
 
@@ -27,15 +30,14 @@ MOST_ORIGINS = 8
 class Stream:
     """See the module. costs: of what each file alone has said, and of what both have, in bytes."""
 
-    __slots__ = ("_acks", "_ledger", "_marks", "_origins", "_said", "costs", "shifts")
+    __slots__ = ("_ledger", "_marks", "_origins", "_said", "_shifts", "costs")
 
     def __init__(self) -> None:
         self._origins: tuple[list[Origin], list[Origin]] = ([], [])
         #: Segments of either file.
         self._said = [0, 0]
         #: Distances that were found, the latest last.
-        self.shifts: tuple[int, ...] = ()
-        self._acks = (Acks(), Acks())
+        self._shifts: tuple[int, ...] = ()
         self.costs = [0, 0, 0]
         self._ledger = Ledger(self.costs)
         self._marks = Marks(self.costs)
@@ -50,8 +52,6 @@ class Stream:
             origin = self._origin(side, segment)
         self._said[side] += 1
         origin.note(segment, self._said[side])
-        if segment.flags & (tcp.ACK | tcp.RST) == tcp.ACK:  # a RST's ack often says nothing
-            self._acks[side].take(segment)
         if segment.idle:
             return
         if origin.shift is None:
@@ -96,13 +96,14 @@ class Stream:
         origin.shift = shift
         if mate is not None:
             mate.mated = origin.mated = True
+            mate.mate = origin
             mate.edges, origin.edges = {}, {}
             if origin.isn is not None:
                 mate.syn_due = add(origin.isn, shift)
             elif mate.isn is not None:
                 origin.syn_due = add(mate.isn, -shift)
-            if shift not in self.shifts:
-                self.shifts = (*self.shifts[1 - MOST_ORIGINS :], shift)
+            if shift not in self._shifts:
+                self._shifts = (*self._shifts[1 - MOST_ORIGINS :], shift)
         waiting, origin.waiting = origin.waiting, []
         for segment in waiting:
             self.costs[SECONDARY] -= COST + segment.size
@@ -117,9 +118,9 @@ class Stream:
     def _agreeing(self, origin: Origin) -> tuple[Origin, int] | None:
         """A mate beyond doubt."""
         free = self._free()
-        for shift in dict.fromkeys([*reversed(self.shifts), 0]):
+        for shift in dict.fromkeys([*reversed(self._shifts), 0]):
             for other in free:
-                if agree(other, origin, shift, known=shift in self.shifts):
+                if agree(other, origin, shift, known=shift in self._shifts):
                     return other, shift
         for other in free:
             if (found := begin_alike(other, origin)) is not None:
@@ -141,12 +142,12 @@ class Stream:
         ):
             return []
         scored = [(distance(ours, theirs), ours, theirs) for ours, theirs in among]
-        scored.sort(key=lambda entry: -entry[0][0])
+        scored.sort(key=lambda entry: (-entry[0][0], entry[1].closed != entry[2].closed))
         return [(ours, theirs, shift) for (_, shift), ours, theirs in scored]
 
     def _likely(self, origin: Origin) -> int:
         """For an origin without a mate: a distance under which it says what the primary alone has said."""
-        shifts = [*dict.fromkeys([*reversed(self.shifts), 0])]
+        shifts = [*dict.fromkeys([*reversed(self._shifts), 0])]
         for shift in shifts:
             for segment in origin.waiting:
                 if segment.size and self._ledger.expects(SECONDARY, add(segment.seq, shift), segment.data):
@@ -198,8 +199,13 @@ class Stream:
         """Nothing more comes: what waits for the primary waits no longer."""
         self._join(force=True)
 
-    def conclude(self, back: tuple[int, ...] = ()) -> Finding | None:
-        """The first difference, if nothing more comes; None if there is none. back: distances of what is acked."""
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Where the connections stand that both files have, and how far the files are apart there."""
+        return tuple((ours.top, theirs.shift or 0) for ours, theirs in self._pairs())
+
+    def conclude(self, back: tuple[Level, ...] = ()) -> Finding | None:
+        """The first difference, if nothing more comes; None if there is none. back: what is acked (`levels`)."""
         self.settle()
         found = [*self._differences()] or [*self._unacked(back)]
         return min(found, key=_order, default=None)
@@ -234,14 +240,39 @@ class Stream:
         frames[other] = self._ledger.facing(piece)
         return Finding(DATA if frames[other] else UNMATCHED, self._offset(piece.start), *frames)
 
-    def _unacked(self, back: tuple[int, ...]) -> Iterator[Finding]:
+    def _pairs(self) -> list[tuple[Origin, Origin]]:
+        return [(ours, ours.mate) for ours in self._origins[PRIMARY] if ours.mate is not None]
+
+    def _unacked(self, back: tuple[Level, ...]) -> Iterator[Finding]:
         """Where one file has acked farther than the other: told at the end of its stream, since it is at no byte."""
-        ours, theirs = self._acks
         end = max((origin.top_place for origin in self._origins[PRIMARY] or self._origins[SECONDARY]), default=0)
-        if frame := ours.ahead_of(theirs, back):
+        pairs = [(ours.acks, theirs.acks) for ours, theirs in self._pairs()]
+        if frame := self._ahead(PRIMARY, pairs, back):
             yield Finding(UNMATCHED, end, frame)
-        if frame := theirs.ahead_of(ours, tuple(-shift & MASK for shift in back)):
+        mirrored = [(theirs, ours) for ours, theirs in pairs]
+        if frame := self._ahead(SECONDARY, mirrored, tuple((add(top, -shift), -shift & MASK) for top, shift in back)):
             yield Finding(UNMATCHED, end, 0, frame)
+
+    def _ahead(self, side: int, pairs: list[tuple[Acks, Acks]], back: tuple[Level, ...]) -> int:
+        """The frame of an ack of this file that the other did not reach; 0 if there is none.
+
+        A connection's acks are judged by the distance of what comes back on it alone, which is what both files ack.
+        """
+        mine, others = (
+            [origin.acks for origin in origins] for origins in (self._origins[side], self._origins[1 - side])
+        )
+        if not any(acks.fronts for acks in others):
+            return max((frame for acks in mine for _, frame in acks.fronts), default=0)
+        if len(others) < MOST_ORIGINS:  # of as many, some may be forgotten
+            for top, shift in back:
+                frame = max((acks.near(top) for acks in mine), default=0)
+                if frame and not any(acks.near(add(top, -shift)) for acks in others):
+                    return frame
+        for one, other in pairs:
+            known = [shift for top, shift in back if one.near(top) and other.near(add(top, -shift))]
+            if frame := one.ahead_of(other, known):
+                return frame
+        return 0
 
     def _offset(self, number: int) -> int:
         """Where a number of the primary's stands in its stream."""

@@ -11,7 +11,7 @@ from random import Random
 import mutate
 import pytest
 from against import compared, differences
-from captures import conversations
+from captures import Talk, Wire, conversations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -80,6 +80,22 @@ def test_one_wrong_byte_in_the_primary_is_found_too(seed: int) -> None:
     if flip is None:
         return
     assert differences(flip.records, capture) == [(flip.flow, "data", flip.offset, flip.frame, flip.frame)]
+
+
+@given(SEEDS)
+@settings(max_examples=10)
+def test_a_lost_ack_is_found_where_ports_are_used_again(seed: int) -> None:
+    """Each connection numbered anew; the last ack of the last one, and nothing else, is the primary's alone."""
+    wire, random = Wire(), Random(seed)
+    talk = Talk(wire, random, port=40000)
+    for _ in range(3):
+        talk.next = [at + random.randrange(1 << 28, 1 << 31) & mutate.MASK for at in talk.next]
+        talk.open()
+        talk.send(1, b"said")
+        talk.send(0)
+    capture, other = wire.records, mutate.renumbered(wire.records[:-1], random)
+    assert differences(capture, other) == [("10.77.0.1:40000 10.77.0.2:80", "unmatched", 0, 15, 0)]
+    assert differences(other, capture) == [("10.77.0.1:40000 10.77.0.2:80", "unmatched", 0, 0, 15)]
 
 
 @given(SEEDS)

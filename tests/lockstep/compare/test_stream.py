@@ -14,6 +14,8 @@ from lockstep.compare.stream import Stream
 
 FIN, SYN_FLAG, RST, ACK, URG = 1, 2, 4, 16, 32
 MASK = 0xFFFFFFFF
+#: Of the stream that comes back: it ends at the primary's 1500, the secondary's 500.
+BACK = ((1500, 1000),)
 
 
 class Script:
@@ -144,6 +146,16 @@ class TestTwoConnectionsOfTheSamePorts:
         script.say(PRIMARY, self.NEW + 1, said, FIN | ACK)
         self.new(script, 1, said, FIN | ACK)
         assert script.stream.conclude() is None
+
+    def test_a_wrong_byte_in_one_and_a_fin_in_the_other(self) -> None:
+        """They stand at the same place behind their SYNs: those that end alike are mates."""
+        script = Script()
+        for side, byte, old, new in ((PRIMARY, b"o", 0, 0), (SECONDARY, b"O", self.OLD_SHIFT, self.NEW_SHIFT)):
+            script.say(side, self.OLD + old, flags=SYN_FLAG)
+            script.say(side, self.OLD + old + 1, byte)
+            script.say(side, self.NEW + new, flags=SYN_FLAG)
+            script.say(side, self.NEW + new + 1, flags=FIN | ACK)
+        assert script.stream.conclude() == Finding(DATA, 0, 2, 2)
 
     def test_the_last_segments_of_the_old_connection_around_the_new_ones_syn(self) -> None:
         """Where the distance can't be told from the one that came first: its mate begins before that."""
@@ -301,8 +313,77 @@ class TestAcks:
         script = Script()
         script.say(PRIMARY, 7, ack=1500)
         script.say(SECONDARY, 57, ack=500)
-        assert script.stream.conclude((1000,)) is None
-        assert script.stream.conclude((900,)) == Finding(UNMATCHED, 0, 1, 0)
+        assert script.stream.conclude(BACK) is None
+        assert script.stream.conclude(((1500, 900),)) == Finding(UNMATCHED, 0, 1, 0)
+
+    def second(self, ack: int) -> Script:
+        """Two connections of the same ports: the files are level in the first one, and 1000 apart in what it acks."""
+        script = Script()
+        script.say(PRIMARY, 7, b"first", ack=1500)
+        script.say(SECONDARY, 57, b"first", ack=500)
+        script.say(PRIMARY, 900_000_000, b"second", ack=2_000_000_000)
+        script.say(SECONDARY, 800_000_000, b"second", ack=ack)
+        return script
+
+    def test_the_distance_of_another_connection_says_nothing(self) -> None:
+        """Nothing comes back on the second one, so its acks may be anything apart."""
+        assert self.second(100).stream.conclude(BACK) is None
+        assert self.second(1_400_000_000).stream.conclude(BACK) is None
+
+    def test_each_connection_has_a_distance_of_its_own_for_acks_too(self) -> None:
+        back = (*BACK, (2_000_000_000, 600_000_000))
+        assert self.second(1_400_000_000).stream.conclude(back) is None
+        assert self.second(1_399_999_999).stream.conclude(back) == Finding(UNMATCHED, 899_999_999, 2, 0)
+        assert self.second(1_400_000_001).stream.conclude(back) == Finding(UNMATCHED, 899_999_999, 0, 2)
+
+    def test_a_connection_that_one_file_never_acks(self) -> None:
+        """It comes back in both files; the SYN alone acks nothing."""
+        script = Script()
+        script.both(50, 7, ack=1500)
+        script.both(50, 900_000_000, flags=SYN_FLAG)
+        script.say(PRIMARY, 900_000_001, ack=2_000_000_000)
+        assert script.stream.conclude(((2_000_000_000, 600_000_000),)) == Finding(UNMATCHED, 0, 3, 0)
+
+    def test_as_many_connections_as_are_remembered(self) -> None:
+        """Each file has forgotten another one of nine: that the secondary acked it can't be seen, and is believed."""
+        script = Script()
+        spread = 1 << 28
+        for number in range(9):
+            script.say(PRIMARY, spread * number, ack=spread * number)
+        for number in (1, 0, *range(2, 9)):
+            script.say(SECONDARY, spread * number + 50, ack=spread * number + 1000)
+        back = tuple((spread * number, -1000 & MASK) for number in range(1, 9))
+        assert script.stream.conclude(back) is None
+
+    def test_connections_whose_acks_are_near(self) -> None:
+        """The one that nothing comes back on acks nearly the same numbers as the other one, in the primary alone."""
+        script = Script()
+        script.say(PRIMARY, 900_000_000, b"quiet", ack=1000)
+        script.say(SECONDARY, 800_000_000, b"quiet", ack=3_000_000_000)
+        script.say(PRIMARY, 7, b"heard", ack=1500)
+        script.say(SECONDARY, 57, b"heard", ack=500)
+        assert script.stream.conclude(BACK) is None
+
+    def test_a_direction_that_goes_on_while_another_connection_comes_back(self) -> None:
+        """By its numbers it is one connection; what is acked tells of two, and each is judged by its own distance."""
+        script = Script()
+        for side, acks in ((PRIMARY, (2_500_000_000, 300_000_000)), (SECONDARY, (2_400_000_000, 2_000_000_000))):
+            for ack in acks:
+                script.say(side, 7, ack=ack)
+        known = ((2_500_000_000, 100_000_000),)
+        assert script.stream.conclude(known) is None
+        assert script.stream.conclude((*known, (300_000_000, 300_000_000 - 2_000_000_000 & MASK))) is None
+        further = ((2_500_000_000, 99_999_999),)
+        assert script.stream.conclude(further) == Finding(UNMATCHED, 0, 1, 0)
+
+    def test_a_file_that_acks_only_the_beginning(self) -> None:
+        """One direction alone, of a long download: the secondary's file ends a gigabyte before the primary's."""
+        script = Script()
+        for number in range(20):
+            script.say(PRIMARY, 7, ack=50_000_000 * number)
+            if number < 3:
+                script.say(SECONDARY, 57, ack=50_000_000 * number + 900)
+        assert script.stream.conclude() == Finding(UNMATCHED, 0, 20, 0)
 
     def test_without_anything_to_go_by_acks_are_believed(self) -> None:
         """One direction alone, one ack each: the distance may be anything."""
