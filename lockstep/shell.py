@@ -186,7 +186,7 @@ class Shell:
             self._stack.callback(sender.close)
             self._senders[label] = sender
             if isinstance(sender, Sender) and sender.watched:
-                self._poller.watch(sender.socket, self._flush_act(label, sender))
+                self._poller.watch(sender.socket, self._work_act(label, sender))
             way = Way(sender=sender) if isinstance(sender, Sender) else Way(qemu=sender)
             self._ways[service][label] = way
         for service in self._cores:
@@ -347,25 +347,36 @@ class Shell:
 
         return act
 
-    def _flush_act(self, where: str, sender: Sender) -> Act:
+    def _work_act(self, where: str, sender: Sender) -> Act:
+        """For a sender that is watched as long as it is there."""
+
         def act(now: float) -> None:
-            if not sender.watched:
-                # Asking for its events has libzmq look at its news; a send alone may put that off.
-                events: Any = sender.socket.getsockopt(zmq.EVENTS)
-                if not events & zmq.POLLOUT:
-                    return
-            before = sender.counters["messages"]
-            if sender.flush():
-                if where not in self._blocked:
-                    return
-                if not sender.watched:
-                    self._poller.forget(sender.socket)
+            self._flush(where, sender, now)
+
+        return act
+
+    def _flush_act(self, where: str, sender: Sender) -> Act:
+        """For a sender that libzmq looks after: it is watched while it is blocked."""
+
+        def act(now: float) -> None:
+            # Asking for its events has libzmq look at its news; a send alone may put that off.
+            events: Any = sender.socket.getsockopt(zmq.EVENTS)
+            if events & zmq.POLLOUT and self._flush(where, sender, now):
+                self._poller.forget(sender.socket)
+
+        return act
+
+    def _flush(self, where: str, sender: Sender, now: float) -> bool:
+        """Send what waits; whether nothing does any more."""
+        before = sender.counters["messages"]
+        done = sender.flush()
+        if where in self._blocked:
+            if done:
                 self._blocked.discard(where)
                 self._pressure.free(where, now)
             elif sender.counters["messages"] > before:
                 self._pressure.moved(where, now)
-
-        return act
+        return done
 
     def _control_act(self, service: Service, server: Server) -> Act:
         def act(now: float) -> bool:

@@ -9,7 +9,17 @@ refuses `envelope.decode` says what it is. `write` makes the very bytes that `en
 
 from __future__ import annotations
 
+import sys
+
 from lockstep.batch import MAX_FRAME, VNET_SIZES
+
+try:
+    import cython
+except ImportError:  # needed to compile, not to run
+    from lockstep.wire import uncompiled as cython
+
+#: Whether lengths are left as they lie in memory: little-endian, as on the wire, and by compiled code.
+IN_PLACE = bool(cython.compiled) and sys.byteorder == "little"
 
 _MAX_FRAME = MAX_FRAME
 _WITHOUT, _SHORT, _LONG = VNET_SIZES
@@ -155,3 +165,7 @@ class Head:
         for index in range(width):
             out[place + 1 + index] = value >> (8 * (width - 1 - index)) & 0xFF
         return place + 1 + width
+
+
+#: Of no producer: no msgpack begins with this byte.
+NOBODY = Head(b"\xc1")

@@ -19,7 +19,7 @@ import zmq
 
 from lockstep.batch import Batch, Buffer
 from lockstep.link.envelope import MAX_PART
-from lockstep.link.head import MOST, Head
+from lockstep.link.head import IN_PLACE, MOST, NOBODY, Head
 from lockstep.link.sequence import Sequence
 
 try:
@@ -31,8 +31,6 @@ except ImportError:  # needed to compile, not to run
 _FUNCTIONS = ("errno", "send", "msg_init", "msg_recv", "msg_more", "msg_data", "msg_close")
 _AGAIN, _DONTWAIT, _SNDMORE = errno.EAGAIN, int(zmq.DONTWAIT), int(zmq.SNDMORE)
 _MAX_PART = MAX_PART
-#: Of no producer: no msgpack begins with this byte.
-NOBODY = Head(b"\xc1")
 
 
 def _addresses() -> list[int]:
@@ -46,9 +44,8 @@ def _addresses() -> list[int]:
     return [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions]
 
 
-# The lengths of frames are little-endian on the wire, and are left as they lie in memory here.
 _usable = False
-if cython.compiled and sys.byteorder == "little":
+if IN_PLACE:
     _all = _addresses()
     if _all:
         found(_all[0], _all[1], _all[2], _all[3], _all[4], _all[5], _all[6])

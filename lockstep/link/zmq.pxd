@@ -5,8 +5,6 @@ from lockstep.link.libzmq cimport Pull, Push
 from lockstep.link.sequence cimport Sequence
 from lockstep.link cimport zmtp
 
-cdef bint _COMPILED
-
 cdef class Sender:
     cdef readonly object stream, socket
     cdef long long _messages, _frames, _bytes, _cuts, _full, _dropped_frames
@@ -35,7 +33,6 @@ cdef class Receiver:
     cdef dict _sequences
     cdef Pull _pull
     cdef zmtp.Pull _direct
-    cdef object _short
 
     cpdef list receive(self)
     cdef _count(self, item)

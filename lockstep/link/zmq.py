@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import sys
 import time
 from array import array
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import zmq
 from zmq.backend import Socket
@@ -28,15 +27,10 @@ from lockstep.batch import MAX_BATCH, Batch, Buffer
 from lockstep.config import parse_endpoint
 from lockstep.link import zmtp
 from lockstep.link.envelope import MAX_PART, REASONS, Encoder, EnvelopeError, Message, decode
-from lockstep.link.head import Head
+from lockstep.link.head import IN_PLACE, Head
 from lockstep.link.libzmq import Pull, Push, usable
 from lockstep.link.sequence import Sequence, StaleMessage
 from lockstep.streams import Cut, Gap
-
-try:
-    import cython
-except ImportError:  # needed to compile, not to run
-    from lockstep.wire import uncompiled as cython
 
 #: Kernel buffer of a tcp link at each end; together with the high-water mark this bounds what a stalled peer absorbs.
 TCP_BUFFER = 1 << 20
@@ -52,7 +46,7 @@ UNCOPIED = 512 << 10
 LINGER = 500
 
 
-_COMPILED = bool(cython.compiled) and sys.byteorder == "little"
+Taken = TypeVar("Taken")
 
 # libzmq's own calls: pyzmq's `send_multipart` and `recv_multipart` look at every part several times more.
 _send, _receive = Socket.send, Socket.recv
@@ -106,27 +100,16 @@ class IpcLock:
 
 def bind(socket: zmq.Socket[bytes], endpoint: str, what: str) -> IpcLock:
     """Bind a socket whose ipc path nobody else has, readable and writable for this user alone."""
+    return _taken(endpoint, what, lambda: socket.bind(endpoint))[1]
+
+
+def _taken(endpoint: str, what: str, take: Callable[[], Taken]) -> tuple[Taken, IpcLock]:
+    """What `take` makes of an endpoint whose ipc path nobody else has: readable and writable for this user alone."""
     lock = IpcLock(endpoint)
     mask = os.umask(0o177)
     try:
-        socket.bind(endpoint)
-    except zmq.ZMQError as error:
-        lock.close()
-        raise LinkError(
-            f"{what} can't bind {endpoint}: {error}; choose another endpoint, or stop who has it"
-        ) from error
-    finally:
-        os.umask(mask)
-    return lock
-
-
-def _listen(endpoint: str, what: str) -> tuple[zmtp.Pull, IpcLock]:
-    """The consuming end on an ipc path that nobody else has, readable and writable for this user alone."""
-    lock = IpcLock(endpoint)
-    mask = os.umask(0o177)
-    try:
-        return zmtp.Pull(parse_endpoint(endpoint)[1]), lock
-    except OSError as error:
+        return take(), lock
+    except (zmq.ZMQError, OSError) as error:
         lock.close()
         raise LinkError(
             f"{what} can't bind {endpoint}: {error}; choose another endpoint, or stop who has it"
@@ -297,7 +280,7 @@ class Sender:
 
     def _send_batch(self, batch: Batch, epoch: int, number: int) -> bool:
         if self._direct is not None:
-            if _COMPILED:
+            if IN_PLACE:
                 return self._direct.send(batch, epoch, number)
             return self._direct.send_parts(*self._encode(batch, epoch, number), batch.stable)
         # Copied before this returns, so that a reused buffer is safe; unless it is large and stays as it is.
@@ -412,15 +395,14 @@ class Receiver:
         self._pull: Pull | None = None
         self._direct: zmtp.Pull | None = None
         if direct and parse_endpoint(endpoint)[0] == "ipc":
-            self._direct, self._lock = _listen(endpoint, f"links.{stream}")
+            path = parse_endpoint(endpoint)[1]
+            self._direct, self._lock = _taken(endpoint, f"links.{stream}", lambda: zmtp.Pull(path))
             self.socket: Any = self._direct
         else:
             self.socket = _socket(context, zmq.PULL, endpoint, hwm, curve)
             self._lock = bind(self.socket, endpoint, f"links.{stream}")
             if usable(self.socket):
                 self._pull = Pull(self.socket, LARGE - 1)
-        #: What takes the messages of one producer the short way.
-        self._short: Any = self._direct or self._pull
         #: Of the producer whose messages `_pull` takes: its boot id, and its guest where there are many.
         self._expected_boot: bytes | None = None
         self._expected_guest: str | None = None
@@ -475,7 +457,7 @@ class Receiver:
             return self._reject(error.reason, str(error))
         except StaleMessage:
             return self._reject("stale", "a message number came twice")
-        short = self._short
+        short: Any = self._pull if self._direct is None else self._direct
         if short is not None and (message.boot != self._expected_boot or sequence is not short.sequence):
             # Most likely the next message comes from the same producer: that is taken the short way.
             short.head = Head(Encoder(message.stream, message.boot, message.guest).prefix)

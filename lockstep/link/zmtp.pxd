@@ -91,7 +91,7 @@ cdef class Incoming:
     @cython.locals(wanted=cython.Py_ssize_t, got=cython.Py_ssize_t, rest=cython.Py_ssize_t)
     cdef bint _read(self) except -1
     @cython.locals(data="unsigned char *", at=cython.Py_ssize_t, have=cython.Py_ssize_t, size=cython.Py_ssize_t,
-                   fore=cython.Py_ssize_t, flags=cython.int, index=cython.int, more=cython.bint, parts=list)
+                   fore=cython.Py_ssize_t, most=cython.Py_ssize_t, flags=cython.int, index=cython.int, more=cython.bint, parts=list)
     cdef list _message(self)
 
 @cython.locals(place="unsigned char *")

@@ -27,7 +27,7 @@ from typing import Any
 
 from lockstep.batch import Batch, Buffer
 from lockstep.link.envelope import MAX_PART
-from lockstep.link.head import MOST, Head
+from lockstep.link.head import IN_PLACE, MOST, NOBODY, Head
 from lockstep.link.sequence import Sequence
 from lockstep.timer import Timer
 
@@ -61,10 +61,6 @@ MOST_PEERS = 1024
 _TURN = 8
 #: Seconds between two tries to connect, at first and at most.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
-#: Lengths of frames are little-endian on the wire, and are left as they lie in memory by the short way.
-_short = bool(cython.compiled) and sys.byteorder == "little"
-#: Of no producer: no msgpack begins with this byte.
-NOBODY = Head(b"\xc1")
 
 
 def ready(kind: str) -> bytes:
@@ -190,7 +186,7 @@ class Incoming:
     """
 
     __slots__ = (
-        "_body", "_end", "_filled", "_flags", "_handshake", "_in", "_more", "_parts", "_size", "_spare", "_start",
+        "_body", "_end", "_filled", "_handshake", "_in", "_more", "_parts", "_size", "_spare", "_start",
         "descriptor", "drained", "due", "socket", "why",
     )  # fmt: skip
 
@@ -286,11 +282,12 @@ class Incoming:
                         if size > _MAX_PART:
                             break
                         size = size << 8 | data[at + 1 + index]
-                if flags & ~(_MORE | _LONG | _COMMAND) or size > _MAX_PART:
+                most = _LARGE if flags & _COMMAND else _MAX_PART
+                if flags & ~(_MORE | _LONG | _COMMAND) or size > most:
                     self.end("a part is too large, or no frame of ZMTP")
                     return None
                 more = bool(flags & _MORE)
-                if size >= _LARGE:
+                if size >= _LARGE and not flags & _COMMAND:
                     self._begin(at + fore, size, more)
                     continue
                 if have < fore + size:
@@ -411,7 +408,7 @@ class Pull:
     def _expected(self, parts: list[Any]) -> Any:
         """The batch of a message that is wholly as expected, else its parts."""
         head = self.head
-        if not _short or len(parts) != 2:
+        if not IN_PLACE or len(parts) != 2:
             return parts
         header: bytes = parts[0]
         if not isinstance(header, bytes) or not head.read(header, len(header)):

@@ -324,6 +324,7 @@ def test_a_producer_whose_consumer_dies_within_a_message_loses_that_one_alone(
         GREETING + front(3, 0) + b"abc",
         HELLO + b"\x80\x01x",
         HELLO + front(MAX_PART + 1, 0),
+        HELLO + front(LARGE + 1, COMMAND),
         HELLO + bytes((LONG,)) + b"\xff" * 8,
     ],
 )
