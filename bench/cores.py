@@ -6,8 +6,6 @@ rounds counts, since everything but the core only ever adds. For the comparer a 
 
 from __future__ import annotations
 
-import gc
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -56,17 +54,13 @@ def _row(name: str, shape: str, seconds: float) -> dict[str, Any]:
 
 
 def _quickest(make: Callable[[], Core], script: list[tuple[str, Batch]]) -> float:
-    """Seconds for a push, with the cycle collector at rest about what was there before, as in a service."""
-    rounds = []
-    gc.collect()
-    gc.freeze()
-    for _ in range(_ROUNDS):
-        push = make().push
-        began = time.perf_counter()
-        for stream, batch in script:
-            push(stream, batch, _NOW)
-        rounds.append((time.perf_counter() - began) / len(script))
-    return min(rounds)
+    """Seconds for a push."""
+    return figures.quickest(lambda: partial(_push_all, make().push, script), _ROUNDS) / len(script)
+
+
+def _push_all(push: Callable[[str, Batch, float], object], script: list[tuple[str, Batch]]) -> None:
+    for stream, batch in script:
+        push(stream, batch, _NOW)
 
 
 def _of(batch: Batch, lent: bool, *, back: bool) -> Batch:

@@ -5,8 +5,8 @@ The quickest of several rounds counts, as in `cores`. Before that, every record 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from bench import figures
@@ -31,7 +31,7 @@ def measure(*, frames: int, say: Callable[[str], None]) -> dict[str, Any]:
             digester = Digester(new_secret(name))
             wrong = sum(_wrong(batch, digester, payload) for batch in batches)
             findings += [f"{shape}, {name}: {wrong:,} records are not of their frames"] if wrong else []
-            taken = _quickest(digester.records, batches)
+            taken = figures.quickest(lambda: partial(_take_all, digester.records, batches), _ROUNDS)  # noqa: B023
             carried = sum(len(digester.records(batch).data) for batch in batches) / count
             run = {"name": shape, "hash": name, "us_per_frame": figures.rounded(taken / count * 1e6),
                    "bytes": traffic.size,
@@ -41,14 +41,9 @@ def measure(*, frames: int, say: Callable[[str], None]) -> dict[str, Any]:
     return {"runs": results, "findings": findings, "machine": figures.machine()}
 
 
-def _quickest(take: Callable[[Batch], object], batches: list[Batch]) -> float:
-    rounds = []
-    for _ in range(_ROUNDS):
-        began = time.perf_counter()
-        for batch in batches:
-            take(batch)
-        rounds.append(time.perf_counter() - began)
-    return min(rounds)
+def _take_all(take: Callable[[Batch], object], batches: list[Batch]) -> None:
+    for batch in batches:
+        take(batch)
 
 
 def _wrong(batch: Batch, digester: Digester, payload: int) -> int:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.fields import FieldInfo
 
 from lockstep.qemu.address import Address
-from lockstep.streams import DIGESTS, SECONDARY, STREAMS, share, stream_and_share
+from lockstep.streams import DIGESTS, SECONDARY, STREAMS, share, side_of, stream_and_share
 from lockstep.wiring import LOCAL, SERVICES
 
 Stream = Literal["ingress", "to_guest", "from_guest", "primary", "secondary", "released"]
@@ -348,6 +348,11 @@ class Comparer(_Model):
             Address.parse(value)
         return value
 
+    @property
+    def said(self) -> str:
+        """The stream that tells what the secondary says."""
+        return DIGESTS if self.secondary == "digest" else SECONDARY
+
 
 class Security(_Model):
     """CURVE keys for links that leave this machine."""
@@ -540,10 +545,8 @@ class Node(_Model):
     def link(self, stream: str) -> Link:
         """The link of a stream, or of a share of one; one that was not configured is ipc in `run_dir`."""
         plain, name = stream_and_share(stream)
-        if plain == DIGESTS:
-            # What travels over that link is another, the link is the same.
-            plain = SECONDARY
-            stream = share(plain, name) if name else plain
+        plain = side_of(plain)
+        stream = plain if name is None else share(plain, name)
         configured = self.links.get(cast(Stream, stream))
         if configured is None and plain == "released":
             configured = next((guest.released for guest in self.guests if guest.name == name), None)

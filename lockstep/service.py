@@ -17,7 +17,7 @@ from lockstep import __version__, build, config, exits
 from lockstep.capture.base import PortError, PortPermissionError
 from lockstep.config import ConfigError, Node, Service
 from lockstep.link.zmq import LinkError, LinkPermissionError
-from lockstep.streams import DIGESTS, SECONDARY, Core
+from lockstep.streams import Core
 from lockstep.wiring import of_splitter
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _worker(node: Node, name: str, path: Path | None, capture: str | None) -> Sh
     own = node.of_worker(name)
     if name == SPLITTER:
         core = cast(Core, Splitter(node, int.from_bytes(os.urandom(8))))
-        wiring = of_splitter(node.comparer.workers, DIGESTS if node.comparer.secondary == "digest" else SECONDARY)
+        wiring = of_splitter(node.comparer.workers, node.comparer.said)
         return Shell(own, {"comparer": core}, wiring={"comparer": wiring}, record=False)
     return Shell(
         own,

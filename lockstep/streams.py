@@ -43,6 +43,11 @@ def share(stream: str, name: str) -> str:
     return f"{stream}@{name}"
 
 
+def side_of(stream: str) -> str:
+    """The stream in whose place another travels in digest mode: the link is the same, and so is what is counted."""
+    return SECONDARY if stream == DIGESTS else stream
+
+
 def stream_and_share(label: str) -> tuple[str, str | None]:
     """The two parts of such a name; the second is None for a whole stream."""
     stream, _, name = label.partition("@")

@@ -11,7 +11,7 @@ from lockstep.batch import Buffer
 from lockstep.wire import frame, tcp
 from lockstep.wire.bytes import number16
 from lockstep.wire.frame import Frame, dissect_cut_at
-from services.redirector.digest import DIGEST, HASH_BYTES, HEAD_BYTES, KEY, WHOLE
+from services.redirector.digest import DIGEST, HASH_BYTES, HEAD_BYTES, KEY, NEVER_CUT, WHOLE
 
 try:
     import cython
@@ -24,9 +24,7 @@ NO_RECORD = -1
 # The same as C integers, where this is compiled.
 _WHOLE, _DIGEST, _KEY, _NO_RECORD = WHOLE, DIGEST, KEY, NO_RECORD
 _HEAD_BYTES, _HASH_BYTES = HEAD_BYTES, HASH_BYTES
-_TCP, _FLAGS = frame.TCP, tcp.FLAGS
-#: Flags of what travels whole.
-_NEVER_CUT = tcp.SYN | tcp.RST | tcp.URG
+_TCP, _FLAGS, _NEVER_CUT = frame.TCP, tcp.FLAGS, NEVER_CUT
 
 
 class Reader:

@@ -24,7 +24,6 @@ from lockstep.streams import (
     DIGESTS,
     PRIMARY,
     RELEASED,
-    SECONDARY,
     CommandError,
     Cut,
     Event,
@@ -32,6 +31,7 @@ from lockstep.streams import (
     Item,
     Output,
     share,
+    side_of,
     stream_and_share,
 )
 from lockstep.wire.frame import Frame
@@ -58,10 +58,8 @@ class Splitter:
             ),
             0,
         )  # fmt: skip
-        secondary = DIGESTS if config.comparer.secondary == "digest" else SECONDARY
-        self._ways = {
-            stream: [share(stream, str(number)) for number in range(self._workers)] for stream in (PRIMARY, secondary)
-        }
+        streams = (PRIMARY, config.comparer.said)
+        self._ways = {stream: [share(stream, str(number)) for number in range(self._workers)] for stream in streams}
 
     def push(self, stream: str, item: Item, now: float) -> list[Output]:
         """Pass an item on, as the picture above shows."""
@@ -73,12 +71,12 @@ class Splitter:
                 return [(RELEASED, item)]
             if plain in self._ways:
                 reader = self._reader if plain == DIGESTS else None
-                self.counters[f"{_side(plain)}_frames"] += len(item) - (reader is not None)  # a key is none
+                self.counters[f"{side_of(plain)}_frames"] += len(item) - (reader is not None)  # a key is none
                 ways, shares = self._ways[plain], split(item, self._workers, self._seed, self._frame, reader)
                 return [(ways[worker], part) for worker, part in shares]
         elif isinstance(item, Gap):
-            self.counters[f"gaps_{_side(plain)}"] += 1
-            told = Event("gap", {"stream": _side(plain), "reason": item.reason, "lost": item.lost})
+            self.counters[f"gaps_{side_of(plain)}"] += 1
+            told = Event("gap", {"stream": side_of(plain), "reason": item.reason, "lost": item.lost})
             return [*((way, item) for way in self._ways.get(plain, ())), told]
         elif isinstance(item, Cut) and plain in self._ways:
             return [(way, item) for way in self._ways[plain]]
@@ -104,20 +102,17 @@ class Splitter:
         plain, number = stream_and_share(stream)
         if isinstance(item, Cut):
             return [
-                Event("cut_lost", {"stream": _side(plain), "worker": number, "epoch": item.epoch, "phase": item.phase})
+                Event(
+                    "cut_lost", {"stream": side_of(plain), "worker": number, "epoch": item.epoch, "phase": item.phase}
+                )
             ]
         if plain == RELEASED:
             self.counters["released"] -= len(item)
             self.counters["dropped_full"] += len(item)
         else:
-            self.counters[f"dropped_{_side(plain)}"] += len(item)
+            self.counters[f"dropped_{side_of(plain)}"] += len(item)
         return []
 
     def status(self) -> dict[str, Any]:
         """Nothing besides the counters."""
         return {}
-
-
-def _side(stream: str) -> str:
-    """What a stream is counted as: `digests` as that whose place it has."""
-    return SECONDARY if stream == DIGESTS else stream

@@ -57,11 +57,13 @@ SHORTEST = 32
 LONGEST_SEGMENT, CHUNK = 9216, 1448
 #: Of the virtio-net header.
 GSO_SIZE = 4
+#: Flags of what travels whole.
+NEVER_CUT = tcp.SYN | tcp.RST | tcp.URG
 
 # The same as C integers, where this is compiled.
 _WHOLE, _DIGEST, _KEY = WHOLE, DIGEST, KEY
 _HASH_BYTES, _HEAD_BYTES, _SHORTEST, _LONGEST_SEGMENT, _CHUNK = HASH_BYTES, HEAD_BYTES, SHORTEST, LONGEST_SEGMENT, CHUNK
-_GSO_SIZE, _TCP, _FLAGS, _NEVER_CUT = GSO_SIZE, frame.TCP, tcp.FLAGS, tcp.SYN | tcp.RST | tcp.URG
+_GSO_SIZE, _TCP, _FLAGS, _NEVER_CUT = GSO_SIZE, frame.TCP, tcp.FLAGS, NEVER_CUT
 _TOTAL_LENGTH, _PAYLOAD_LENGTH, _IPV6_HEADER = ipv4.TOTAL_LENGTH, ipv6.PAYLOAD_LENGTH, ipv6.HEADER
 
 #: Hashes a payload; both halves must agree on it.
