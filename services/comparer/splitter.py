@@ -101,11 +101,8 @@ class Splitter:
         """A worker that doesn't keep up sees a gap, and releases nothing for it; what it had released is lost."""
         plain, number = stream_and_share(stream)
         if isinstance(item, Cut):
-            return [
-                Event(
-                    "cut_lost", {"stream": side_of(plain), "worker": number, "epoch": item.epoch, "phase": item.phase}
-                )
-            ]
+            told = {"stream": side_of(plain), "worker": number, "epoch": item.epoch, "phase": item.phase}
+            return [Event("cut_lost", told)]
         if plain == RELEASED:
             self.counters["released"] -= len(item)
             self.counters["dropped_full"] += len(item)
