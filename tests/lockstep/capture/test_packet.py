@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,6 +45,14 @@ def waiting(port: PacketPort, count: int) -> list[bytes]:
     return frames
 
 
+def until_up(home: Any) -> None:
+    """The kernel tells an end that the other is up, and has it send again, a little later: till then it drops."""
+    deadline = time.monotonic() + PATIENCE
+    while not all("state UP" in home.ip(f"-o link show {name}") for name in ("eth0", "far")):
+        assert time.monotonic() < deadline, home.ip("-o link")
+        time.sleep(0.01)
+
+
 @pytest.fixture
 def home(namespace: MakeNamespace) -> Any:
     """A namespace with a veth pair `eth0` (the guest's) and `far` (the port's)."""
@@ -61,6 +70,7 @@ def home(namespace: MakeNamespace) -> Any:
 @pytest.fixture
 def port(home: Any) -> Iterator[PacketPort]:
     with contextlib.closing(PacketPort("mirror.guest", "far", home.path)) as made:
+        until_up(home)
         yield made
 
 
@@ -346,6 +356,7 @@ def test_an_interface_that_goes_down_and_up_goes_on(home: Any, two: tuple[Packet
     port.write(Batch.of([frame, frame]))
     assert port.counters["dropped_out"] == 2
     home.ip("link set far up")
+    until_up(home)
     other.write(Batch.of([frame]))
     assert waiting(port, 1)[0][10:] == frame
 
