@@ -113,13 +113,13 @@ def up(config_file: ConfigFile = None, capture: Capture = None) -> None:
     root = str(Path(__file__).parents[1])
     # -P: a file called services.py where we were started is not our package.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+    asked = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: asked.set())
     children = [
         subprocess.Popen([sys.executable, "-P", "-m", f"services.{group[0]}", *arguments], env=environment)
         for group in node.processes()
     ]
-    asked = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: asked.set())
     while not asked.wait(0.1) and all(child.poll() is None for child in children):
         pass
     ended = [code for child in children if (code := child.poll()) is not None]

@@ -3,43 +3,25 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import time
-from types import FrameType
 from typing import Any
 
 from lockstep import exits
 from lockstep.demo import DemoOptions, scenarios
 from lockstep.demo.display import Display
 from lockstep.demo.namespaces import Obstacle, prepare
+from lockstep.demo.signals import Ended, Signals
 
 
 def conduct(options: DemoOptions) -> int:
     """See `lockstep.demo.run_demo`."""
-    before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        return _conduct(options)
-    except KeyboardInterrupt:
+        with Signals():
+            return _conduct(options)
+    except Ended as ended:
         print("interrupted; nothing is left behind", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except _Ended as ended:
         return 128 + ended.number
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class _Ended(BaseException):
-    """A signal asked us to end; like KeyboardInterrupt it is nobody's to catch on the way."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    raise _Ended(number)
 
 
 def _conduct(options: DemoOptions) -> int:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -58,3 +62,37 @@ def test_a_bad_verdict_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setitem(scenarios._RULES, "diverge", lambda run: False)
     assert run_demo(DemoOptions(scenario="diverge", capture="memory", size=SIZE)) == 1
     assert "BAD: diverge" in capsys.readouterr().out
+
+
+_LOSES_ONE = """
+import os, signal, sys, time
+from lockstep.demo import DemoOptions, conductor
+
+class Deaf:
+    def __del__(self):
+        os.kill(os.getpid(), {number})
+        [None for _ in range(100)]  # somewhere here the signal's exception comes up, and is gone
+
+def play(options):
+    Deaf()
+    try:
+        time.sleep(20)
+    finally:
+        time.sleep(0.3)
+        print("cleaned up")
+
+conductor._conduct = play
+sys.exit(conductor.conduct(DemoOptions()))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_whose_exception_python_drops_ends_it_all_the_same(number: signal.Signals) -> None:
+    """As it does in finalizers, in callbacks of weak references, and in those around a fork."""
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", _LOSES_ONE.format(number=int(number))], capture_output=True, text=True, timeout=15
+    )
+    assert "Exception ignored in" in done.stderr
+    assert (done.returncode, done.stdout) == (128 + number, "cleaned up\n")
+    assert time.monotonic() - started < 10

@@ -40,17 +40,20 @@ def test_connections_that_the_guest_opens(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("delay", [0.3, 1.5])
 def test_a_signal_ends_it_at_once_and_leaves_nothing(number: signal.Signals, delay: float) -> None:
-    code = "import sys; from lockstep.demo import *; sys.exit(run_demo(DemoOptions(scenario='serve')))"
+    code = "import sys; from lockstep.demo import *; print(flush=True); sys.exit(run_demo(DemoOptions()))"
     mark = f"TEST_OF_THE_DEMO={os.getpid()}-{number}-{delay}"
     env = environment() | dict([mark.split("=")])
     process = subprocess.Popen(
         # What runs in the background of a script ignores SIGINT, and so does what that starts.
-        [sys.executable, "-c", code], stdout=subprocess.DEVNULL, env=env,
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, env=env,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    time.sleep(delay)
-    process.send_signal(number)
-    assert process.wait(20) in (128 + number, -number)  # -number: it had not even begun
+    assert process.stdout is not None
+    with process.stdout:
+        process.stdout.readline()
+        time.sleep(delay)
+        process.send_signal(number)
+        assert process.wait(20) in (128 + number, -number)  # -number: it had not even begun
     # If it had no time to remove its folder, a process that outlives it does that a second later.
     deadline = time.monotonic() + 20
     while left := _processes_with(mark):
