@@ -18,14 +18,15 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Sequence
 
-from lockstep.batch import MAX_BATCH, MAX_FRAME, Batch
+from lockstep.batch import MAX_BATCH, MAX_FRAME, Batch, Buffer
 from lockstep.capture.base import Port, PortError, PortPermissionError
 from lockstep.capture.interface import bring_up
 from lockstep.capture.mmsg import Receiving, Sending
 from lockstep.capture.netns import entered
 from lockstep.wire import ethernet, gso, vlan
-from lockstep.wire.frame import Frame, dissect
+from lockstep.wire.frame import Frame
 from lockstep.wire.vnet import GSO_NONE, GSO_UDP_L4, NEEDS_CSUM, convert
 
 # <linux/if_packet.h>, <linux/if_ether.h>, <linux/if_arp.h>, <asm-generic/socket.h>
@@ -103,10 +104,10 @@ class PacketPort(Port):
         frames = self._taken(first)
         return self.count_in(Batch.of(frames, self.vnet)) if frames else None
 
-    def _taken(self, count: int) -> list[memoryview | bytes]:
+    def _taken(self, count: int) -> list[Buffer]:
         """The frames in the first `count` slots, as they were on the wire."""
         view, lengths = self._view, self._in.lengths(count)
-        frames: list[memoryview | bytes] = [
+        frames: list[Buffer] = [
             view[start : start + length] for start, length in zip(range(0, SLOT * count, SLOT), lengths, strict=True)
         ]
         if (
@@ -119,7 +120,7 @@ class PacketPort(Port):
             frames = [part for frame in frames for part in self._datagrams(frame)]
         return frames
 
-    def _mended(self, number: int, frame: memoryview | bytes) -> memoryview | bytes | None:
+    def _mended(self, number: int, frame: Buffer) -> Buffer | None:
         """The frame of a slot with its VLAN tag in its place; None if it is not whole."""
         status, _, _, _, _, tci, tpid = _AUXDATA.unpack_from(self._in.about, number * _AUXDATA.size)
         if len(frame) < VNET + ethernet.HEADER or self._in.truncated(number + 1)[number]:
@@ -132,14 +133,10 @@ class PacketPort(Port):
             return None
         return with_tag(frame, tpid if status & TP_STATUS_VLAN_TPID_VALID else ethernet.VLAN, tci)
 
-    def _datagrams(self, frame: memoryview | bytes) -> list[memoryview | bytes]:
-        if frame[1] != GSO_UDP_L4:
-            return [frame]
-        data = bytes(frame)
-        dissect(self._frame, data, VNET, len(data))
-        parts = gso.segments(self._frame, data, VNET)
+    def _datagrams(self, frame: Buffer) -> Sequence[Buffer]:
+        parts = gso.datagrams(self._frame, frame, VNET)
         self.counters["dropped_in"] += not parts
-        return [*parts]
+        return parts
 
     def _failed(self, error: OSError) -> None:
         """What a receive that failed means: the end, or one frame less."""
@@ -168,7 +165,7 @@ class PacketPort(Port):
         self._socket.close()
 
 
-def with_tag(frame: memoryview | bytes, tpid: int, tci: int) -> bytes:
+def with_tag(frame: Buffer, tpid: int, tci: int) -> bytes:
     """The frame with one more VLAN tag in front, and its virtio-net header moved along."""
     header = bytearray(frame[:VNET])
     if header[0] & NEEDS_CSUM or header[1] != GSO_NONE:

@@ -24,7 +24,7 @@ import zlib
 from array import array
 from collections import deque
 
-from lockstep.batch import Batch
+from lockstep.batch import Batch, BatchBuilder
 from lockstep.capture.base import Port, PortError, PortPermissionError
 from lockstep.qemu.address import Address
 from lockstep.qemu.peer import PeerError, PeerPermissionError
@@ -269,26 +269,34 @@ class VhostUserPort(Port):
     # --- guest → us
 
     def _gather(self) -> Batch | None:
-        return self._take(tuple(self._pending.values())) if self._pending else None
+        batches = self._take(tuple(self._pending.values())) if self._pending else None
+        if not batches:
+            return None
+        self._items.extendleft(reversed(batches[1:]))
+        return batches[0]
 
     def _take_all(self, queues: tuple[Queue, ...]) -> None:
         """Queue what these rings hold as items; no more than a few times that, of a guest that goes on and on."""
         for _ in range(len(queues) * MOST_TURNS):
-            batch = self._take(queues)
-            if batch is None:
+            batches = self._take(queues)
+            if batches is None:
                 return
-            self._items.append(Batch(bytes(batch.data), batch.lengths, batch.vnet))
+            self._items += [Batch(bytes(batch.data), batch.lengths, batch.vnet) for batch in batches]
 
-    def _take(self, queues: tuple[Queue, ...]) -> Batch | None:
-        """What these rings hold, as far as it fits one batch; a ring with nothing left is no longer pending."""
+    def _take(self, queues: tuple[Queue, ...]) -> list[Batch] | None:
+        """What these rings hold, as far as it fits one batch, or None; a ring with nothing left is no longer pending.
+
+        It is more than one batch, or fewer, where UDP super-frames were cut.
+        """
         lengths = array("I")
-        end = 0
+        end = super_datagrams = 0
         for queue in queues:
             if not queue.started or queue.broken is not None or queue.enabled is None:
                 self._pending.pop(queue.index, None)
                 continue
             before, dropped = len(lengths), queue.ring.dropped
             start = end
+            super_datagrams -= queue.ring.super_datagrams
             try:
                 queue.ring.quiet()
                 end = queue.ring.gather(self._buffer, end, lengths)
@@ -297,15 +305,28 @@ class VhostUserPort(Port):
                 if queue.ring.must_call():
                     signal(queue.call)
             except RingError as error:
+                end = start + sum(lengths[before:])
                 self._break(queue, error)
             self.counters["dropped_in"] += queue.ring.dropped - dropped
+            super_datagrams += queue.ring.super_datagrams
             if not queue.enabled:
                 self.counters["dropped_in"] += len(lengths) - before
                 end = start
                 del lengths[before:]
         if not lengths:
             return None
-        return Batch(self._buffer[:end], lengths, queues[0].ring.header)
+        batch = Batch(self._buffer[:end], lengths, queues[0].ring.header)
+        return self._cut(batch) if super_datagrams else [batch]
+
+    def _cut(self, batch: Batch) -> list[Batch]:
+        """The batch with its UDP super-frames cut; without those that can't be."""
+        builder = BatchBuilder()
+        for start, end in batch.spans():
+            parts = gso.datagrams(self._frame, batch.data[start:end], batch.vnet)
+            self.counters["dropped_in"] += not parts
+            for part in parts:
+                builder.append(part, batch.vnet)
+        return builder.take()
 
     def _break(self, queue: Queue, error: RingError) -> None:
         queue.break_(str(error))
@@ -326,7 +347,7 @@ class VhostUserPort(Port):
         kind = data[start + 1]
         whole = kind == vnet.GSO_NONE or (
             kind & ~vnet.GSO_ECN in _NEEDS
-            and session.has(_NEEDS[kind & ~vnet.GSO_ECN])
+            and all(session.has(feature) for feature in _NEEDS[kind & ~vnet.GSO_ECN])
             and (not kind & vnet.GSO_ECN or session.has(Feature.GUEST_ECN))
         )
         if whole and session.has(Feature.GUEST_CSUM):
@@ -394,7 +415,11 @@ class VhostUserPort(Port):
 
 
 #: What a guest must have negotiated to be given a super-frame.
-_NEEDS = {vnet.GSO_TCPV4: Feature.GUEST_TSO4, vnet.GSO_TCPV6: Feature.GUEST_TSO6}
+_NEEDS = {
+    vnet.GSO_TCPV4: (Feature.GUEST_TSO4,),
+    vnet.GSO_TCPV6: (Feature.GUEST_TSO6,),
+    vnet.GSO_UDP_L4: (Feature.GUEST_USO4, Feature.GUEST_USO6),
+}
 
 
 def steer(data: memoryview, start: int, end: int) -> int:

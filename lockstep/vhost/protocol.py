@@ -58,6 +58,9 @@ class Feature(IntEnum):
     EVENT_IDX = 29
     PROTOCOL_FEATURES = 30
     VERSION_1 = 32
+    GUEST_USO4 = 54
+    GUEST_USO6 = 55
+    HOST_USO = 56
 
 
 class ProtocolFeature(IntEnum):

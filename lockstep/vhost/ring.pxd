@@ -43,14 +43,14 @@ cdef extern from *:
     ) noexcept
 
 cdef int _DESCRIPTOR_SIZE, _NEXT, _WRITE, _INDIRECT, _NO_INTERRUPT, _NO_NOTIFY
-cdef int _FULL, _FRAMES, _BYTES, _ROOM, _TABLE, _ETHERNET, _MOST_PIECES, _MOST_ROOM
+cdef int _FULL, _FRAMES, _BYTES, _ROOM, _TABLE, _ETHERNET, _UDP_L4, _MOST_PIECES, _MOST_ROOM
 cdef unsigned long long _LAST_ADDRESS
 
 cdef void _fence() noexcept
 
 cdef class Ring:
     cdef readonly Memory memory
-    cdef public int size, base, dropped, header
+    cdef public int size, base, dropped, super_datagrams, header
     cdef public unsigned long long log_address
     cdef public bint event_idx, indirect, mergeable, log_used
     cdef int _used_index, _called, _seen, _pieces, _piece

@@ -21,6 +21,7 @@ from threading import Lock
 from lockstep.batch import MAX_BATCH, MAX_FRAME
 from lockstep.vhost.memory import Memory
 from lockstep.vhost.protocol import MOST_DESCRIPTORS
+from lockstep.wire import vnet
 
 try:
     import cython
@@ -44,6 +45,7 @@ GATHER_ROOM = MAX_BATCH + MOST_BYTES
 # The same, and others, as numbers that compiled code keeps to itself.
 _FULL, _FRAMES, _BYTES, _ROOM, _TABLE = MAX_BATCH, MOST_FRAMES, MOST_BYTES, GATHER_ROOM, MOST_DESCRIPTORS
 _ETHERNET = 14
+_UDP_L4 = vnet.GSO_UDP_L4
 _MOST_PIECES = 4096
 #: Longest chain that a guest offers for receiving.
 _MOST_ROOM = 1 << 20
@@ -65,18 +67,19 @@ class Ring:
     size: descriptors. base: the next place in the available ring, 16 bits. header: bytes of virtio-net
     header. event_idx, indirect, mergeable: features that were negotiated. log_used: the used ring is
     logged, at guest-physical address `log_address`.
-    dropped: frames too short to be any, or too long for the guest's buffers.
+    dropped: frames too short to be any, or too long for the guest's buffers. super_datagrams: UDP
+    super-frames among what was gathered.
     """
 
     __slots__ = (
         "_available", "_called", "_chains", "_descriptors", "_offset", "_piece", "_piece_address", "_piece_size",
         "_pieces", "_scratch", "_seen", "_table", "_used", "_used16", "_used_index", "base", "dropped", "event_idx",
-        "header", "indirect", "log_address", "log_used", "memory", "mergeable", "size",
+        "header", "indirect", "log_address", "log_used", "memory", "mergeable", "size", "super_datagrams",
     )  # fmt: skip
 
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
-        self.size = self.base = self.dropped = self.log_address = 0
+        self.size = self.base = self.dropped = self.super_datagrams = self.log_address = 0
         self.header = 12
         self.event_idx = self.indirect = self.mergeable = self.log_used = False
         #: The used index as it is, and as it was when the guest was last called.
@@ -164,6 +167,8 @@ class Ring:
                 if total < self.header + _ETHERNET:
                     self.dropped += 1
                     continue
+                if out[at + 1] == _UDP_L4:
+                    self.super_datagrams += 1
                 lengths.append(total)
                 at += total
         finally:

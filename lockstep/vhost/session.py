@@ -22,12 +22,12 @@ from lockstep.vhost.protocol import Feature, Message, ProtocolError, ProtocolFea
 from lockstep.vhost.ring import Ring
 
 #: What a guest may use. CTRL_VQ and what needs it is served by QEMU itself, if the back-end lets it.
-#: UDP super-frames (USO) are not offered: where datagrams are compared one by one, they would be cut again.
 FEATURES = protocol.mask(
     Feature.CSUM, Feature.GUEST_CSUM, Feature.GUEST_TSO4, Feature.GUEST_TSO6, Feature.GUEST_ECN,
     Feature.HOST_TSO4, Feature.HOST_TSO6, Feature.HOST_ECN, Feature.MRG_RXBUF, Feature.STATUS,
     Feature.CTRL_VQ, Feature.CTRL_RX, Feature.CTRL_MAC_ADDR, Feature.GUEST_ANNOUNCE,
     Feature.INDIRECT_DESC, Feature.EVENT_IDX, Feature.PROTOCOL_FEATURES, Feature.VERSION_1,
+    Feature.GUEST_USO4, Feature.GUEST_USO6, Feature.HOST_USO,
 )  # fmt: skip
 PROTOCOL_FEATURES = protocol.mask(
     ProtocolFeature.RARP, ProtocolFeature.REPLY_ACK, ProtocolFeature.CONFIGURE_MEM_SLOTS, ProtocolFeature.STATUS

@@ -6,6 +6,7 @@ virtio 1.2 §5.1.6.2, `VIRTIO_NET_HDR_GSO_TCPV4`, `_TCPV6` and `_UDP_L4`.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 from lockstep.batch import Batch, Buffer
 from lockstep.wire import checksum, ipv4, ipv6, tcp, udp, vnet
@@ -74,6 +75,19 @@ def segments(f: Frame, data: bytes, size: int) -> list[bytes]:
     if f.kind == kinds.UDP and kind == vnet.GSO_UDP_L4:
         return [_datagram(f, headers, payload, n) for n, payload in enumerate(payloads)]
     return []
+
+
+def datagrams(f: Frame, data: Buffer, size: int) -> Sequence[Buffer]:
+    """`data` alone, or the datagrams of a UDP super-frame; none if that can't be cut.
+
+    Datagrams are compared one by one, so they are cut where a guest's frames come in. f: takes what is dissected.
+    size: of its virtio-net header, at least 10.
+    """
+    if data[1] != vnet.GSO_UDP_L4:
+        return [data]
+    whole = bytes(data)
+    dissect(f, whole, size, len(whole))
+    return segments(f, whole, size)
 
 
 def plain(batch: Batch) -> tuple[Batch, int]:

@@ -19,6 +19,9 @@ from bench.vhost_frontend import (
     GUEST_CSUM,
     GUEST_START,
     GUEST_TSO4,
+    GUEST_USO4,
+    GUEST_USO6,
+    HOST_USO,
     LOG_ALL,
     PAGE,
     USUAL,
@@ -78,11 +81,15 @@ class Guest:
 
     def say(self, *frames: bytes) -> None:
         """Put frames into the transmitting ring, without a kick."""
+        self.say_with_headers(*(bytes(12) + frame for frame in frames))
+
+    def say_with_headers(self, *frames: bytes) -> None:
+        """The same, with virtio-net headers."""
         at = DATA
         for n, frame in enumerate(frames):
-            self.arena.write(at, bytes(12) + frame)
-            self.transmit.describe(n, at, 12 + len(frame))
-            at += 12 + len(frame)
+            self.arena.write(at, frame)
+            self.transmit.describe(n, at, len(frame))
+            at += len(frame)
         self.transmit.offer(*range(len(frames)))
 
     def offer_room(self, count: int, size: int = 2048) -> None:
@@ -300,8 +307,85 @@ def test_a_guest_without_offloads_gets_finished_segments(guest: Guest) -> None:
     front.close()
 
 
+USO = 1 << GUEST_USO4 | 1 << GUEST_USO6 | 1 << HOST_USO
+
+
+def test_udp_super_frames_are_cut_as_the_guest_transmits_them(guest: Guest) -> None:
+    front = guest.connect(USUAL | USO)
+    whole = super_datagram(bytes(range(250)))
+    guest.say_with_headers(bytes(12) + FRAME, USO_HEADER + whole, bytes(12) + FRAME)
+    front.kick(1)
+    guest.turn()
+    begun, first, *parts, last = guest.items
+    assert (begun, first, last) == (started(), bytes(12) + FRAME, bytes(12) + FRAME)
+    assert [len(part) for part in parts] == [12 + 42 + 100, 12 + 42 + 100, 12 + 42 + 50]
+    assert b"".join(bytes(part)[54:] for part in parts) == bytes(range(250))
+    for number, part in enumerate(map(bytes, parts)):
+        assert part[:12] == struct.pack("<BBHHHHH", 1, 0, 42, 0, 34, 6, 0)
+        frame = part[12:]
+        assert struct.unpack_from(">HH", frame, 16) == (len(frame) - 14, number), "length and identification"
+        assert _sum(frame[14:34]) == 0xFFFF
+        assert struct.unpack_from(">H", frame, 38)[0] == len(frame) - 34
+        assert struct.unpack_from(">H", frame, 40)[0] == _pseudo_sum(frame), "no partial checksum"
+    front.close()
+
+
+def test_a_super_frame_that_can_not_be_cut_is_dropped_and_many_small_datagrams_are_many_batches(guest: Guest) -> None:
+    front = guest.connect(USUAL | USO)
+    guest.items.clear()
+    frames = [
+        struct.pack("<BBHHHHH", 1, 5, 42, size, 34, 6, 0) + super_datagram(bytes(60_000)) for size in (0, 1, 30, 40, 50)
+    ]
+    guest.say_with_headers(*frames)
+    front.kick(1)
+    guest.turn()
+    assert guest.port.counters["dropped_in"] == 2  # no size at all, and 60,000 datagrams of one byte
+    sizes = [len(frame) - 54 for frame in guest.items if isinstance(frame, bytes)]
+    assert (sizes.count(30), sizes.count(40), sizes.count(50), sum(sizes)) == (2000, 1500, 1200, 180_000)
+    front.close()
+
+
+@pytest.mark.parametrize("features", [USUAL | USO, USUAL])
+def test_udp_super_frames_reach_a_guest_that_takes_them_whole_and_others_cut(guest: Guest, features: int) -> None:
+    front = guest.connect(features)
+    guest.offer_room(4)
+    guest.port.write(Batch.of([USO_HEADER + super_datagram(bytes(range(250)))], 12))
+    heard = guest.heard()
+    if features & USO:
+        assert [frame[:10] for frame in heard] == [USO_HEADER[:10]]
+    else:
+        assert [len(frame) - 54 for frame in heard] == [100, 100, 50]
+        assert {frame[:2] for frame in heard} == {b"\1\0"}
+    front.close()
+
+
+USO_HEADER = struct.pack("<BBHHHHH", 1, 5, 42, 100, 34, 6, 0)
+
+
+def super_datagram(payload: bytes) -> bytes:
+    """Many datagrams of the guest's in one, as its kernel hands them over: the checksum is the pseudo-header's."""
+    udp = struct.pack(">HHHH", 5000, 6000, 8 + len(payload), 0)
+    ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 28 + len(payload), 0, 0, 64, 17, 0, b"\x0a\x4d\0\2", b"\x0a\x4d\0\1")
+    ip = ip[:10] + struct.pack(">H", _sum(ip) ^ 0xFFFF) + ip[12:]
+    frame = CLIENT_MAC + GUEST_MAC + b"\x08\0" + ip + udp + payload
+    return frame[:40] + struct.pack(">H", _pseudo_sum(frame)) + frame[42:]
+
+
+def test_what_came_before_a_broken_chain_arrives_whole(guest: Guest) -> None:
+    front = guest.connect()
+    guest.say(FRAME, FRAME)
+    guest.transmit.describe(1, 0xDEAD_0000, 100)
+    front.kick(1)
+    guest.turn()
+    begun, frame, refused, *_ = guest.items
+    assert (begun, frame) == (started(), bytes(12) + FRAME)
+    assert isinstance(refused, Event)
+    assert refused.name == "guest_refused"
+    front.close()
+
+
 def _pseudo(frame: bytes) -> bytes:
-    return frame[26:34] + b"\0\x06" + struct.pack(">H", len(frame) - 34)
+    return frame[26:34] + b"\0" + frame[23:24] + struct.pack(">H", len(frame) - 34)
 
 
 def _sum(data: bytes) -> int:
