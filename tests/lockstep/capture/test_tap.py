@@ -63,6 +63,8 @@ class Wire:
         self.namespace.run("sysctl", "-qw", f"net.ipv6.conf.{self.device}.disable_ipv6=0")
         self.namespace.ip(f"addr add {GUEST6}/64 dev {self.device} nodad")
         self.namespace.ip(f"neigh add {CLIENT6} lladdr {mac(CLIENT_MAC)} dev {self.device}")
+        # The kernel sees to that a moment later, and until then it answers nobody.
+        until(lambda: not self.namespace.ip(f"-6 addr show dev {self.device} to {GUEST6} tentative"))
 
     def socket(self, kind: int, address: tuple[str, int] | None = None) -> socket.socket:
         """A socket of the guest's kernel."""
