@@ -106,11 +106,12 @@ cdef class Pull:
     cdef object _path, _epoll, _listener
     cdef Spare _spare
     cdef dict _peers
+    cdef Incoming _only
     cdef object _due
     cdef Py_ssize_t _taken
     cdef readonly bint closed
 
-    @cython.locals(peer=Incoming, parts=list, due=object)
+    @cython.locals(peer=Incoming, parts=list, due=object, guessed=cython.bint)
     cpdef object take(self)
     @cython.locals(peer=Incoming)
     cdef object _look(self)

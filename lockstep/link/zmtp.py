@@ -345,6 +345,8 @@ class Pull:
         self._path = path
         self._spare = Spare()
         self._peers: dict[int, Incoming] = {}
+        #: The one peer, where there are no others.
+        self._only: Incoming | None = None
         #: Peers that had something when last asked, the next one first; messages taken since then.
         self._due: deque[Incoming] = deque()
         self._taken = 0
@@ -372,8 +374,16 @@ class Pull:
         None: no message waits.
         """
         due = self._due
-        if not due or self._taken >= _TURN:
+        guessed = False
+        if self._taken >= _TURN:
             self._look()
+        elif not due:
+            # Something waits: most likely a message of the one peer.
+            guessed = self._only is not None
+            if guessed:
+                self._owe(self._only)
+            else:
+                self._look()
         while due:
             peer = due[0]
             parts = peer.take()
@@ -386,6 +396,9 @@ class Pull:
             peer.due = False
             if peer.descriptor < 0:
                 self._forget(peer)
+            if guessed:
+                guessed = False
+                self._look()
         return None
 
     def _look(self) -> None:
@@ -431,6 +444,7 @@ class Pull:
         made.setblocking(False)
         peer = Incoming(made, self._spare)
         self._peers[made.fileno()] = peer
+        self._only = peer if len(self._peers) == 1 else None
         self._epoll.register(made, select.EPOLLIN)
         hello = GREETING + ready("PULL")
         with contextlib.suppress(OSError):  # if it has gone, that is seen where it is read
@@ -440,6 +454,7 @@ class Pull:
     def _forget(self, peer: Incoming) -> None:
         """An ended connection: the kernel has taken its descriptor out of the epoll."""
         self._peers = {descriptor: one for descriptor, one in self._peers.items() if one is not peer}
+        self._only = next(iter(self._peers.values())) if len(self._peers) == 1 else None
         if peer.why:
             self.refused += 1
             self.why = peer.why
