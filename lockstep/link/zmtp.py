@@ -53,8 +53,10 @@ LARGE = 64 << 10
 _MORE, _LONG, _COMMAND, _MAX_PART, _LARGE = MORE, LONG, COMMAND, MAX_PART, LARGE
 #: Buffers of large parts that are kept to be used again.
 _SPARE = 16
-#: Bytes that the kernel keeps for a slow consumer, beside the messages of the high-water mark.
-_KERNEL_BUFFER = 2 << 20
+#: Bytes that the kernel keeps for a slow consumer, beside the messages of the high-water mark. A consumer that dies
+#: takes them along. Of a whole window of TCP it should not be all: what comes behind the loss tells of it at once,
+#: where retransmission time-outs, one segment each, would take a minute over it.
+_KERNEL_BUFFER = 256 << 10
 #: Connections to one consumer.
 MOST_PEERS = 1024
 #: Messages that are taken before the kernel is asked again who else has something.
