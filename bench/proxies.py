@@ -92,7 +92,7 @@ class Ours(Proxy):
         alone = [(service,) for service in SERVICES if not any(service in group for group in self.fuse)]
         groups = [*self.fuse, *alone]
         config.write_text(
-            f'run_dir = "{self.folder}/run"\nfuse = {json.dumps(self.fuse)}\n[cpus]\n{_cpus(groups)}'
+            f'run_dir = "{self.folder}/run"\nfuse = {json.dumps(self.fuse)}\nipc = "direct"\n[cpus]\n{_cpus(groups)}'
             '[comparer]\non_divergence = "hold"\n[log]\nlevel = "warning"\n'
             '[mirror]\nnetwork.device = "tapw"\nguest.device = "tapg"\n'
             '[redirector]\nuplink.device = "tapd"\n[rewriter]\nguest.device = "tapg2"\n'

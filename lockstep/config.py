@@ -445,9 +445,9 @@ class Node(_Model):
     run_dir: Path = Field(Path("/run/lockstep"), description="control sockets and ipc links")
     capture: Frontend = Field("tap", description="frontend of every port that doesn't name its own")
     ipc: Literal["libzmq", "direct"] = Field(
-        "direct",
-        description="who carries the links on ipc: the service itself, which speaks ZeroMQ's protocol (direct), or "
-        "ZeroMQ's threads, slower for small frames; the two ends may differ",
+        "libzmq",
+        description="who carries the links on ipc: ZeroMQ's threads, or the service itself (direct: faster for small "
+        "frames; speaks ZMTP as ZeroMQ does, so the two ends may differ)",
     )
     links: dict[Stream, Link] = Field(
         default_factory=dict, description="stream → endpoint, or a table with `endpoint` and `hwm`"

@@ -111,7 +111,7 @@ class Stage:
         settings: Mapping[str, Mapping[str, Value]] | None = None,
         services: Sequence[str] = tuple(NODES),
         fuse: Groups = (),
-        ipc: str = "direct",
+        ipc: str = "libzmq",
         capture: str = "tap",
         keep_logs: Path | None = None,
         log_level: str = "info",

@@ -492,14 +492,10 @@ def test_outputs_of_a_tick_are_carried_out(stage: Callable[..., Stage]) -> None:
 
 
 def test_a_tick_is_told_until_when_everything_was_read(
-    node: Node, stage: Callable[..., Stage], sender: Callable[..., Sender]
+    stage: Callable[..., Stage], sender: Callable[..., Sender]
 ) -> None:
-    """What the secondary said a while ago may lie in the link; a turn takes little more than a MiB of it.
-
-    With ZeroMQ's threads, since their sockets tell when the whole of the next message is there.
-    """
-    here = stage("comparer", node=node.model_copy(update={"ipc": "libzmq"}))
-    secondary = sender("secondary")
+    """What the secondary said a while ago may lie in the link; a turn takes little more than a MiB of it."""
+    here, secondary = stage("comparer"), sender("secondary")
     core = here.cores["comparer"]
     for _ in range(5):
         secondary.send(Batch.of([bytes(60_000)] * 10), 0)
