@@ -111,7 +111,7 @@ cdef class Pull:
     cdef Py_ssize_t _taken
     cdef readonly bint closed
 
-    @cython.locals(peer=Incoming, parts=list, due=object, guessed=cython.bint)
+    @cython.locals(peer=Incoming, parts=list, due=object, only=Incoming, guessed=cython.bint)
     cpdef object take(self)
     @cython.locals(peer=Incoming)
     cdef object _look(self)

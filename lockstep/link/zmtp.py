@@ -381,11 +381,12 @@ class Pull:
             self._look()
         elif not due:
             # Something waits: most likely a message of the one peer.
-            guessed = self._only is not None
-            if guessed:
-                self._owe(self._only)
-            else:
+            only = self._only
+            guessed = only is not None
+            if only is None:
                 self._look()
+            else:
+                self._owe(only)
         while due:
             peer = due[0]
             parts = peer.take()
