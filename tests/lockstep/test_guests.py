@@ -163,7 +163,7 @@ def test_one_guests_flood_leaves_the_others_their_turn(town: Callable[..., Town]
     assert here.heard["quiet"] == [udp(f"{number}".encode()) for number in range(50)]
     said = here.ask("status")["guests"]
     assert "dropped_full" not in said["quiet"]["counters"]
-    assert sent >= 32, "no flood"
+    assert sent > 32
     assert said["noisy"]["counters"]["primary_frames"] >= len(FLOOD), "nothing of it had its turn"
 
 

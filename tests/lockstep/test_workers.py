@@ -53,7 +53,8 @@ class Comparer:
             for side, stream in streams.items()
         }
         self._listener = Listener(self._context, [self.node.events_endpoint("comparer")])
-        self.left: list[bytes] = []
+        #: All that was released to the mirror.
+        self.arrived: list[bytes] = []
         self.events: list[Event] = []
 
     def start(self) -> None:
@@ -83,9 +84,14 @@ class Comparer:
             sender.flush()
         while (items := self.mirror.receive()) is not None:
             for item in items:
-                self.left += filter(says_something, item.frames()) if isinstance(item, Batch) else []
+                self.arrived += item.frames() if isinstance(item, Batch) else []
         while (events := self._listener.receive(self._listener.sockets[0])) is not None:
             self.events += events
+
+    @property
+    def left(self) -> list[bytes]:
+        """The guest's frames among it."""
+        return [*filter(says_something, self.arrived)]
 
     def until(self, done: Callable[[], object]) -> None:
         """Take what arrives until something is so."""
@@ -234,7 +240,7 @@ def test_a_worker_that_died_reads_the_key_again(comparer: Callable[..., Comparer
     here.until(lambda: "error" not in here.ask("status")["workers"]["1"])
 
     def all_leave() -> bool:
-        here.left.clear()
+        here.arrived.clear()
         here.say("primary", *segments(500, 500))
         here.say("secondary", *segments(500, 500))
         time.sleep(0.05)
@@ -251,7 +257,7 @@ def test_records_that_nobody_makes_are_counted_and_prove_nothing(comparer: Calla
     key, *records = here.digester.records(Batch.of(segments(0, 500))).frames()
     here.send("secondary", Batch.of([key, *(record[:-1] for record in records), b"\3", b"\7garbage", b"\2no key"]))
     here.until(lambda: here.ask("status")["counters"]["malformed_records"] == len(records) + 3)
-    assert (here.status()["held"], here.left) == (len(CLIENTS), [])
+    assert (here.status()["held"], here.arrived) == (len(CLIENTS), [])
 
 
 def test_a_divergence_is_told_once_and_holds_one_flow(comparer: Callable[..., Comparer]) -> None:
@@ -315,7 +321,7 @@ def test_a_failover_is_every_workers_and_also_that_of_one_that_comes_later(compa
     here.until(lambda: "error" not in here.ask("status")["workers"]["1"])
 
     def all_leave() -> bool:
-        here.left.clear()
+        here.arrived.clear()
         here.say("primary", *words(1))
         time.sleep(0.05)
         here.take()
@@ -360,7 +366,7 @@ def test_a_dead_splitter_is_started_again(comparer: Callable[..., Comparer]) -> 
     here.until(lambda: here.named("worker_lost"))
 
     def passes() -> bool:
-        here.left.clear()
+        here.arrived.clear()
         here.say("primary", *words(0))
         here.say("secondary", *words(0))
         time.sleep(0.05)
